@@ -1,0 +1,23 @@
+"""The errors a caller can act on. Everything else is a bug and stays a built-in exception."""
+
+
+class ItgError(Exception):
+    """Something outside the program is wrong: a file, a record, a checkpoint, a request."""
+
+
+class RecordError(ItgError):
+    """A record or a line of JSONL breaks its schema; the message names file, line and field."""
+
+
+class VideoError(ItgError):
+    """A video file cannot be read; the message names the path and the reason.
+
+    Attributes:
+        path: The file as the caller named it.
+        reason: One line, without the path.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
