@@ -1,0 +1,199 @@
+"""uv.lock without an index: the form that is committed, and the check of the form that uv uses.
+
+uv writes into uv.lock where every file was downloaded from, so a lock made behind one mirror is
+wrong behind the next. The committed lock is *neutral* instead: versions, dependency graph and
+hashes, and no address. It differs from the *completed* file that uv writes in three ways:
+
+| completed                                     | neutral                |
+|-----------------------------------------------|------------------------|
+| `url = "https://mirror.example/a/b-1.0.whl"`  | `filename = "b-1.0.whl"` |
+| `registry = "https://mirror.example/simple"`  | `registry = "index"`   |
+| `[package.metadata]` and its sub-tables       | gone                   |
+
+Without those tables uv finds the lock incomplete: it resolves once more, with the locked versions
+as preferences, from the index it is configured to use, and completes the file in place. The cost
+is the metadata of about a hundred packages, seconds with an empty cache. What uv 0.13.9 does:
+
+- `uv sync`, `uv run`, `uv lock`, `uv export`, `uv tree` complete the file, then do their work.
+- `--locked` and `uv lock --check` refuse a neutral lock ("needs to be updated").
+- `--frozen` cannot install from one ("registry distribution without a valid path").
+- `uv run --no-sync` does not look at the lock, so it leaves it as it is.
+
+uv takes the *versions* from the neutral lock but fetches the *hashes* anew, so `check` is what
+proves that an index serves the files that were locked. It must run after uv completed the file.
+
+    python3 tools/lockfile.py neutral < uv.lock     # completed -> neutral; git's clean filter
+    python3 tools/lockfile.py neutral uv.lock       # the same, in place
+    python3 tools/lockfile.py check                 # the completed uv.lock agrees with HEAD's
+
+Git runs the filter once it is told, so that a completed uv.lock is no change and every commit of
+it is neutral. Without that line uv.lock shows as modified after the first `uv run`:
+
+    git config filter.uv-lock.clean "python3 tools/lockfile.py neutral"
+
+The standard library is all it needs, so it runs before there is an environment.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+_REGISTRY = re.compile(rb'\bregistry = "[a-z+]+://[^"]*"')
+# A wheel or an sdist; `source = { url = ... }` is a dependency that is an address, and stays.
+_FILE_URL = re.compile(rb'(?<!source = )\{ url = "[^"?#]*/([^"/?#]+)(?:[?#][^"]*)?"')
+_METADATA_HEADER = re.compile(rb"\[+package\.metadata[].]")
+
+
+def neutral(lock: bytes) -> bytes:
+    """Returns the neutral form of a lock; a neutral lock comes back as it is.
+
+    Works on lines and not on parsed TOML: uv's layout is kept, and so is a file that is no TOML
+    at the moment because a merge left its conflict markers in it.
+    """
+    lines: list[bytes] = []
+    in_metadata = False
+    for line in lock.splitlines(keepends=True):
+        if line.startswith((b"[", b"<<<<<<<", b"=======", b">>>>>>>")):
+            in_metadata = _METADATA_HEADER.match(line) is not None
+        if not in_metadata:
+            lines.append(_FILE_URL.sub(_as_filename, _REGISTRY.sub(b'registry = "index"', line)))
+    # A metadata table at the end of the file leaves behind the blank line that stood before it.
+    return re.sub(rb"\n{2,}\Z", b"\n", b"".join(lines))
+
+
+def _as_filename(url: re.Match[bytes]) -> bytes:
+    # An address writes the + of a local version as %2B, a file name does not.
+    return b'{ filename = "' + unquote_to_bytes(url[1]) + b'"'
+
+
+def addresses(lock: bytes) -> list[str]:
+    """Returns, one per line of a lock that should be neutral, what names an index or an address."""
+    found: list[str] = []
+    for number, line in enumerate(lock.decode().splitlines(), start=1):
+        if "://" in line or re.search(r'\bregistry = "(?!index")', line):
+            found.append(f"line {number}: {line.strip()}")
+    return found
+
+
+def differences(committed: bytes, completed: bytes) -> list[str]:
+    """Returns a sentence for each package in which two locks disagree; none if they agree.
+
+    Compared are versions, files with their hashes, the dependency graph and what uv was asked
+    for. Sizes and upload times are not: a mirror need not report them.
+
+    Raises:
+        tomllib.TOMLDecodeError: If either lock is no TOML.
+    """
+    ours, theirs = (tomllib.loads(neutral(lock).decode()) for lock in (committed, completed))
+    sentences: list[str] = []
+    our_packages, their_packages = _by_name(ours), _by_name(theirs)
+    for name in sorted(our_packages.keys() | their_packages.keys()):
+        old, new = our_packages.get(name, {}), their_packages.get(name, {})
+        if old.keys() != new.keys():
+            sentences.append(f"{name}: committed {_versions(old)}, completed {_versions(new)}")
+            continue
+        for version in old:
+            sentences += _package_differences(f"{name} {version}", old[version], new[version])
+    for key in sorted((ours.keys() | theirs.keys()) - {"package", "revision"}):
+        if ours.get(key) != theirs.get(key):
+            sentences.append(f"{key}: committed {ours.get(key)}, completed {theirs.get(key)}")
+    return sentences
+
+
+def _by_name(lock: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    packages: dict[str, dict[str, dict[str, Any]]] = {}
+    for package in lock.get("package", []):
+        packages.setdefault(package["name"], {})[package.get("version", "dynamic")] = package
+    return packages
+
+
+def _versions(packages: Mapping[str, Any]) -> str:
+    return " and ".join(sorted(packages)) or "absent"
+
+
+def _package_differences(
+    label: str, committed: Mapping[str, Any], completed: Mapping[str, Any]
+) -> list[str]:
+    sentences: list[str] = []
+    old, new = _hashes(committed), _hashes(completed)
+    for filename in sorted(old.keys() | new.keys()):
+        if old.get(filename) != new.get(filename):
+            sentences.append(
+                f"{label}: {filename} is {old.get(filename, 'absent')} as committed, "
+                f"{new.get(filename, 'absent')} as completed"
+            )
+    for key in sorted((committed.keys() | completed.keys()) - {"sdist", "wheels"}):
+        if committed.get(key) != completed.get(key):
+            sentences.append(f"{label}: {key} differ: {committed.get(key)} -> {completed.get(key)}")
+    return sentences
+
+
+def _hashes(package: Mapping[str, Any]) -> dict[str, str]:
+    files = [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]
+    return {file["filename"]: file.get("hash", "without a hash") for file in files}
+
+
+def _committed(lock: Path, revision: str) -> bytes:
+    command = ["git", "show", f"{revision}:./{lock.name}"]
+    shown = subprocess.run(command, cwd=lock.parent, capture_output=True, check=False)
+    if shown.returncode:
+        raise OSError(f"{' '.join(command)}: {shown.stderr.decode().strip()}")
+    return shown.stdout
+
+
+def _neutral_command(lock: Path | None) -> int:
+    if lock is None:
+        sys.stdout.buffer.write(neutral(sys.stdin.buffer.read()))
+    else:
+        lock.write_bytes(neutral(lock.read_bytes()))
+    return 0
+
+
+def _check_command(lock: Path, against: Path | None, revision: str) -> int:
+    committed_name = str(against) if against else f"{revision}:{lock.name}"
+    committed = against.read_bytes() if against else _committed(lock, revision)
+    completed = lock.read_bytes()
+    if named := addresses(committed):
+        print(f"{committed_name} names an index or an address:", *named[:5], sep="\n  ")
+        print("Make it neutral: python3 tools/lockfile.py neutral uv.lock")
+        return 1
+    if found := differences(committed, completed):
+        print(f"{lock} and {committed_name} disagree:", *found, sep="\n  ")
+        print("If a pyproject.toml asks for it, commit the new lock; if not, distrust the index.")
+        return 1
+    if completed == committed:
+        print(f"{lock} is as committed, not completed: nothing to compare until `uv lock` ran")
+        return 0
+    num_packages = len(tomllib.loads(completed.decode())["package"])
+    print(f"{lock} agrees with {committed_name} in versions and hashes ({num_packages} packages)")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; 0 = well, 1 = the locks disagree, 2 = a file cannot be read."""
+    parser = argparse.ArgumentParser(prog="lockfile.py", description="The index-neutral uv.lock.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    to_neutral = commands.add_parser("neutral", help="take indexes and addresses out of a lock")
+    to_neutral.add_argument("lock", type=Path, nargs="?", help="rewrite it (default: filter stdin)")
+    check = commands.add_parser("check", help="compare a completed lock with the committed one")
+    check.add_argument("lock", type=Path, nargs="?", default=Path("uv.lock"))
+    check.add_argument("--against", type=Path, help="a neutral lock, instead of a revision's")
+    check.add_argument("--revision", default="HEAD", help="where it was committed (default: HEAD)")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "neutral":
+            return _neutral_command(args.lock)
+        return _check_command(args.lock, args.against, args.revision)
+    except (OSError, ValueError) as error:
+        print(f"lockfile.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
