@@ -22,14 +22,20 @@ is the metadata of about a hundred packages, seconds with an empty cache. What u
 uv takes the *versions* from the neutral lock but fetches the *hashes* anew, so `check` is what
 proves that an index serves the files that were locked. It must run after uv completed the file.
 
-    python3 tools/lockfile.py neutral < uv.lock     # completed -> neutral; git's clean filter
-    python3 tools/lockfile.py neutral uv.lock       # the same, in place
+    python3 tools/lockfile.py setup                 # once per clone: tell git
     python3 tools/lockfile.py check                 # the completed uv.lock agrees with HEAD's
+    python3 tools/lockfile.py neutral uv.lock       # completed -> neutral, in place
+    python3 tools/lockfile.py neutral < uv.lock     # the same on stdin: git's clean filter
 
-Git runs the filter once it is told, so that a completed uv.lock is no change and every commit of
-it is neutral. Without that line uv.lock shows as modified after the first `uv run`:
+What `setup` tells git is one line, for the filter that `.gitattributes` names,
 
     git config filter.uv-lock.clean "python3 tools/lockfile.py neutral"
+
+and, because that line alone is not enough, a hook. With the filter every commit of uv.lock is
+neutral and `git diff` is empty, yet `git status` would call a file that uv has completed modified
+until the next `git add uv.lock`: where a file's size is not the one in the index, git looks no
+further and runs no filter. So after each write of the index the hook makes git forget the size of
+a uv.lock that is still neutral. Without `setup` a completed uv.lock shows as modified, no more.
 
 The standard library is all it needs, so it runs before there is an environment.
 """
@@ -47,6 +53,13 @@ from urllib.parse import unquote_to_bytes
 _REGISTRY = re.compile(rb'\bregistry = "[a-z+]+://[^"]*"')
 # A wheel or an sdist; `source = { url = ... }` is a dependency that is an address, and stays.
 _FILE_URL = re.compile(rb'(?<!source = )\{ url = "[^"?#]*/([^"/?#]+)(?:[?#][^"]*)?"')
+_HOOK = """\
+#!/bin/sh
+# From `tools/lockfile.py setup`, which says why. A second, temporary index is not its business, and
+# neither is an index that git still holds locked: git forgets at the next write, then.
+[ -z "$GIT_INDEX_FILE" ] && [ -f tools/lockfile.py ] || exit 0
+grep -q "://" uv.lock || python3 tools/lockfile.py forget 2>/dev/null || true
+"""
 _METADATA_HEADER = re.compile(rb"\[+package\.metadata[].]")
 
 
@@ -139,12 +152,39 @@ def _hashes(package: Mapping[str, Any]) -> dict[str, str]:
     return {file["filename"]: file.get("hash", "without a hash") for file in files}
 
 
-def _committed(lock: Path, revision: str) -> bytes:
-    command = ["git", "show", f"{revision}:./{lock.name}"]
-    shown = subprocess.run(command, cwd=lock.parent, capture_output=True, check=False)
-    if shown.returncode:
-        raise OSError(f"{' '.join(command)}: {shown.stderr.decode().strip()}")
-    return shown.stdout
+def setup(root: Path) -> None:
+    """Makes git treat a completed uv.lock as unchanged in the clone at `root`.
+
+    Raises:
+        OSError: If git fails or another post-index-change hook is there already.
+    """
+    _git(root, "config", "filter.uv-lock.clean", "python3 tools/lockfile.py neutral")
+    hooks = root / _git(root, "rev-parse", "--git-path", "hooks").decode().strip()
+    hook = hooks / "post-index-change"
+    if hook.exists() and hook.read_text() != _HOOK:
+        raise OSError(f"{hook} exists and is not ours: make it run `tools/lockfile.py forget`")
+    hooks.mkdir(exist_ok=True)
+    hook.write_text(_HOOK)
+    hook.chmod(0o755)
+    forget(root)
+
+
+def forget(root: Path) -> None:
+    """Makes git forget size and time of uv.lock, so that it compares the content at next sight."""
+    entry = _git(root, "ls-files", "--stage", "uv.lock").decode().split()
+    if entry[2:3] != ["0"]:  # not in the index, or in conflict
+        return
+    mode, blob = entry[:2]
+    # Replacing an entry by itself drops what lstat said of the file. No hook: it would call itself.
+    no_hook = ("-c", "core.hooksPath=/dev/null")
+    _git(root, *no_hook, "update-index", "--cacheinfo", f"{mode},{blob},uv.lock")
+
+
+def _git(directory: Path, *arguments: str) -> bytes:
+    done = subprocess.run(["git", *arguments], cwd=directory, capture_output=True, check=False)
+    if done.returncode:
+        raise OSError(f"git {' '.join(arguments)}: {done.stderr.decode().strip()}")
+    return done.stdout
 
 
 def _neutral_command(lock: Path | None) -> int:
@@ -157,7 +197,9 @@ def _neutral_command(lock: Path | None) -> int:
 
 def _check_command(lock: Path, against: Path | None, revision: str) -> int:
     committed_name = str(against) if against else f"{revision}:{lock.name}"
-    committed = against.read_bytes() if against else _committed(lock, revision)
+    committed = (
+        against.read_bytes() if against else _git(lock.parent, "show", f"{revision}:./{lock.name}")
+    )
     completed = lock.read_bytes()
     if named := addresses(committed):
         print(f"{committed_name} names an index or an address:", *named[:5], sep="\n  ")
@@ -179,6 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; 0 = well, 1 = the locks disagree, 2 = a file cannot be read."""
     parser = argparse.ArgumentParser(prog="lockfile.py", description="The index-neutral uv.lock.")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("setup", help="once per clone: git takes a completed lock as unchanged")
+    commands.add_parser("forget", help="what setup's hook calls")
     to_neutral = commands.add_parser("neutral", help="take indexes and addresses out of a lock")
     to_neutral.add_argument("lock", type=Path, nargs="?", help="rewrite it (default: filter stdin)")
     check = commands.add_parser("check", help="compare a completed lock with the committed one")
@@ -187,9 +231,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.add_argument("--revision", default="HEAD", help="where it was committed (default: HEAD)")
     args = parser.parse_args(argv)
     try:
+        if args.command == "check":
+            return _check_command(args.lock, args.against, args.revision)
         if args.command == "neutral":
             return _neutral_command(args.lock)
-        return _check_command(args.lock, args.against, args.revision)
+        setup(Path.cwd()) if args.command == "setup" else forget(Path.cwd())
+        return 0
     except (OSError, ValueError) as error:
         print(f"lockfile.py: {error}", file=sys.stderr)
         return 2
