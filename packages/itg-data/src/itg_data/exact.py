@@ -78,22 +78,22 @@ class _Run:
         self.ended = False
 
     def close(self) -> None:
-        self._packets.close()  # pyright: ignore[reportAttributeAccessIssue]
         self._container.close()
 
     def seek(self, entry: int) -> bool:
         """Goes to an entry packet; False if the container cannot get there, then start anew."""
         if self._index is None:
             return False
-        places = {int(pts): i for i, pts in enumerate(self._index.pts[: entry + 1])}
         try:
             self._container.seek(int(self._index.pts[entry]), stream=self._stream)
             self._packets = self._container.demux(self._stream)
             for packet in self._packets:
-                place = places.get(packet.pts) if packet.pts is not None else None
-                if packet.size == 0 or place is None:
+                if packet.size == 0 or packet.pts is None:
                     return False
-                if place == entry:
+                places = np.flatnonzero(self._index.pts == packet.pts)
+                if len(places) == 0 or places[0] > entry:
+                    return False
+                if places[0] == entry:
                     self._held, self.next_packet, self.ended = packet, entry, False
                     return True
         except av.error.FFmpegError:
@@ -136,6 +136,7 @@ class ExactDecoder:
         self._run: _Run | None = None
         self._last_frame = -1
         self._damaged = False
+        self._tainted = False
         self._settled = _settled_frames(probe.index) if probe.index is not None else None
 
     def close(self) -> None:

@@ -6,15 +6,18 @@ may start without looking back. From that follows how a file can be read exactly
 decord can be trusted with it. Cost: one read of the file, no decoding but the first frame.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import cast
 
 import av.error
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -100,19 +103,21 @@ class _Header:
     rate: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class _Packets:
-    """The raw outcome of the demux pass, in decoding order."""
+    """What the demux pass saw, in decoding order."""
 
-    pts: list[int | None]
-    duration: list[int]
-    keyframe: list[bool]
-    entry: list[bool]
-    shown: list[bool]
-    hidden: int
-    """Packets whose frame is decoded but never shown by the codec's own rule (VP8, VP9)."""
-    corrupt: int
-    error: str | None
+    pts: list[int | None] = field(default_factory=list[int | None])
+    keyframe: list[bool] = field(default_factory=list[bool])
+    entry: list[bool] = field(default_factory=list[bool])
+    """Keyframes from which decoding may start."""
+    shown: list[bool] = field(default_factory=list[bool])
+    last_duration: int = 0
+    num_hidden: int = 0
+    """Packets whose frame, by the codec's own rule (VP8, VP9), is decoded but not shown."""
+    num_corrupt: int = 0
+    error: str | None = None
+    """Why the file could not be read on, if it could not."""
 
 
 def probe_video(source: SourceFile) -> VideoProbe:
@@ -121,7 +126,7 @@ def probe_video(source: SourceFile) -> VideoProbe:
     Raises:
         VideoError: The file is no video or not one frame of it can be decoded.
     """
-    with source.open_container() as container:
+    with closing(source.open_container()) as container:
         stream = find_video_stream(container, source.path)
         header = _Header(
             format=container.format.name.split(",")[0],
@@ -170,35 +175,22 @@ def _codec_name(stream: VideoStream) -> str:
 
 def _demux(container: InputContainer, stream: VideoStream, codec: str) -> _Packets:
     extradata = stream.codec_context.extradata or b""
-    raw = _Packets(
-        pts=[], duration=[], keyframe=[], entry=[], shown=[], hidden=0, corrupt=0, error=None
-    )
-    hidden = corrupt = 0
-    error: str | None = None
+    seen = _Packets()
     try:
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
             is_hidden = _is_hidden(packet, codec)
-            hidden += is_hidden
-            corrupt += packet.is_corrupt
-            raw.pts.append(packet.pts)
-            raw.duration.append(packet.duration or 0)
-            raw.keyframe.append(packet.is_keyframe)
-            raw.entry.append(packet.is_keyframe and _is_entry(packet, codec, extradata))
-            raw.shown.append(not (packet.is_discard or is_hidden))
+            seen.pts.append(packet.pts)
+            seen.keyframe.append(packet.is_keyframe)
+            seen.entry.append(packet.is_keyframe and _is_entry(packet, codec, extradata))
+            seen.shown.append(not (packet.is_discard or is_hidden))
+            seen.last_duration = packet.duration or 0
+            seen.num_hidden += is_hidden
+            seen.num_corrupt += packet.is_corrupt
     except av.error.FFmpegError as failure:
-        error = explain(failure)
-    return _Packets(
-        pts=raw.pts,
-        duration=raw.duration,
-        keyframe=raw.keyframe,
-        entry=raw.entry,
-        shown=raw.shown,
-        hidden=hidden,
-        corrupt=corrupt,
-        error=error,
-    )
+        seen.error = explain(failure)
+    return seen
 
 
 def _is_hidden(packet: Packet, codec: str) -> bool:
@@ -253,10 +245,10 @@ def _build_index(packets: _Packets, header: _Header) -> tuple[PacketIndex | None
         oddities.append(f"has {header.num_video_streams} video streams")
     if packets.error:
         oddities.append(f"breaks off ({packets.error})")
-    if packets.corrupt:
-        oddities.append(f"has {packets.corrupt} damaged packets")
-    if packets.hidden:
-        oddities.append(f"has {packets.hidden} hidden frames in packets of their own")
+    if packets.num_corrupt:
+        oddities.append(f"has {packets.num_corrupt} damaged packets")
+    if packets.num_hidden:
+        oddities.append(f"has {packets.num_hidden} hidden frames in packets of their own")
     if len(known) < len(packets.pts):
         oddities.append("has packets without a timestamp")
     elif len(set(known)) < len(known):
@@ -266,7 +258,7 @@ def _build_index(packets: _Packets, header: _Header) -> tuple[PacketIndex | None
     if len(set(known)) < len(packets.pts) or header.format not in _TIMED_FORMATS:
         return None, oddities
     pts = np.array(known, dtype=np.int64)
-    discarded = int((~shown).sum()) - packets.hidden
+    discarded = int((~shown).sum()) - packets.num_hidden
     if discarded or pts.min() < 0:
         oddities.append(f"has an edit list ({discarded} frames not shown)")
     entries = np.flatnonzero(np.array(packets.entry, dtype=bool))
@@ -296,7 +288,7 @@ def _has_leading_pictures(pts: Int64Array, entries: Int64Array) -> bool:
 def _first_frame(source: SourceFile) -> VideoFrame:
     """Decodes the first frame that can be decoded; its size and orientation are the video's."""
     failure: str | None = None
-    with source.open_container() as container:
+    with closing(source.open_container()) as container:
         stream = find_video_stream(container, source.path)
         try:
             for packet in container.demux(stream):
@@ -314,7 +306,7 @@ def _first_frame(source: SourceFile) -> VideoFrame:
 def _times_by_decoding(source: SourceFile, rate: float) -> npt.NDArray[np.float64]:
     """Decodes the whole video to learn when each of its frames is shown."""
     times: list[float | None] = []
-    with source.open_container() as container:
+    with closing(source.open_container()) as container:
         stream = find_video_stream(container, source.path)
         stream.thread_type = "AUTO"
         try:
@@ -332,7 +324,8 @@ def _times_by_decoding(source: SourceFile, rate: float) -> npt.NDArray[np.float6
 
 def _orientation(frame: VideoFrame) -> Orientation:
     """Reads the display matrix, which PyAV does not apply; other angles than 90s are ignored."""
-    for data in frame.side_data:
+    # PyAV's type stub calls this a dictionary; it is a list of blobs
+    for data in cast(Iterable[SideData], frame.side_data):
         if data.type is SideDataType.DISPLAYMATRIX:
             a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
             # x' = a x + c y, y' = b x + d y
@@ -354,5 +347,5 @@ def _rate(
         fps = claimed if abs(claimed - measured) <= 0.05 * measured else measured
     else:
         fps = claimed or 1.0
-    tail_s = packets.duration[-1] * float(header.time_base) or 1 / fps
+    tail_s = packets.last_duration * float(header.time_base) or 1 / fps
     return fps, span_s + tail_s

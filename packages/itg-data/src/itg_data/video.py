@@ -7,8 +7,9 @@ raises. Colours follow the file's own matrix and range, rotation metadata is app
 is interpolated in time. A reader is not for sharing between threads.
 """
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -18,10 +19,13 @@ import numpy.typing as npt
 
 from itg_data.errors import VideoError
 from itg_data.exact import ExactDecoder
+from itg_data.fast import DecordDecoder, DecordError, decord_refusal
 from itg_data.probe import VideoProbe, probe_video
 from itg_data.source import SourceFile
 
 Backend = Literal["auto", "decord", "pyav"]
+
+logger = logging.getLogger(__name__)
 
 _MAX_THREADS = 8
 
@@ -58,14 +62,16 @@ class VideoReader:
         self,
         source: SourceFile,
         probe: VideoProbe,
-        decoder: ExactDecoder,
-        backend: Literal["decord", "pyav"],
+        decoder: ExactDecoder | DecordDecoder,
         backend_reason: str,
         frame_size: tuple[int, int],
+        exact: Callable[[], ExactDecoder] | None = None,
     ) -> None:
         self.path = source.path
         self.probe = probe
-        self.backend = backend
+        self.backend: Literal["decord", "pyav"] = (
+            "decord" if isinstance(decoder, DecordDecoder) else "pyav"
+        )
         self.backend_reason = backend_reason
         self.num_frames = len(probe.times_s)
         self.fps = probe.fps
@@ -75,6 +81,7 @@ class VideoReader:
         self._source = source
         self._decoder = decoder
         self._frame_size = frame_size
+        self._exact = exact
 
     def read(self, source_idx: Sequence[int] | npt.NDArray[np.integer]) -> FrameBatch:
         """Reads frames by their place in the video.
@@ -91,7 +98,7 @@ class VideoReader:
         """
         asked = self._check(source_idx)
         height, width = self._frame_size
-        images = self._decoder.read(np.unique(asked)) if len(asked) else {}
+        images = self._decode(np.unique(asked)) if len(asked) else {}
         if len(asked) and not images:
             raise VideoError(self.path, f"none of the {len(asked)} frames asked for can be decoded")
         here = np.fromiter((int(i) in images for i in asked), dtype=bool, count=len(asked))
@@ -104,6 +111,19 @@ class VideoReader:
             time_s=self.probe.times_s[asked[here]],
             missing_source_idx=asked[~here],
         )
+
+    def _decode(self, wanted: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.uint8]]:
+        if isinstance(self._decoder, DecordDecoder):
+            try:
+                return self._decoder.read(wanted)
+            except DecordError as error:
+                if self._exact is None:
+                    raise VideoError(self.path, f"{error}; PyAV may read it") from None
+                logger.info("%s: %s; reading on with PyAV", self.path, error)
+                self._decoder.close()
+                self._decoder = self._exact()
+                self.backend, self.backend_reason = "pyav", str(error)
+        return self._decoder.read(wanted)
 
     def times_s(
         self, source_idx: Sequence[int] | npt.NDArray[np.integer]
@@ -171,10 +191,27 @@ def open_video(
     source = SourceFile(path)
     try:
         probe = probe_video(source)
-        threads = num_threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
         height, width = resize_to or (probe.height, probe.width)
-        decoder = ExactDecoder(source, probe, height, width, threads)
-        return VideoReader(source, probe, decoder, "pyav", "exact", (height, width))
+        threads = num_threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+
+        def exact() -> ExactDecoder:
+            return ExactDecoder(source, probe, height, width, threads)
+
+        if backend == "pyav":
+            return VideoReader(source, probe, exact(), "asked for", (height, width))
+        refusal = decord_refusal(probe, resizes=resize_to is not None)
+        if refusal is None:
+            try:
+                fast = DecordDecoder(source, probe, height, width, threads)
+            except DecordError as error:
+                refusal = str(error)
+            else:
+                reason = "asked for" if backend == "decord" else "a plain file"
+                fallback = exact if backend == "auto" else None
+                return VideoReader(source, probe, fast, reason, (height, width), fallback)
+        if backend == "decord":
+            raise VideoError(source.path, refusal)
+        return VideoReader(source, probe, exact(), refusal, (height, width))
     except BaseException:
         source.close()
         raise
