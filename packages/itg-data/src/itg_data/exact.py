@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from itg_data.probe import Int64Array, PacketIndex, VideoProbe
-from itg_data.source import SourceFile, find_video_stream
+from itg_data.source import SourceFile, find_video_stream, read_packets
 
 Image = npt.NDArray[np.uint8]
 
@@ -72,7 +72,7 @@ class _Run:
         context.thread_count = num_threads
         context.thread_type = "AUTO" if num_threads > 1 else "NONE"
         self._index = index
-        self._packets = self._container.demux(self._stream)
+        self._packets = read_packets(self._container, self._stream)
         self._held: Packet | None = None
         self.next_packet = 0
         self.ended = False
@@ -86,7 +86,7 @@ class _Run:
             return False
         try:
             self._container.seek(int(self._index.pts[entry]), stream=self._stream)
-            self._packets = self._container.demux(self._stream)
+            self._packets = read_packets(self._container, self._stream)
             for packet in self._packets:
                 if packet.size == 0 or packet.pts is None:
                     return False
