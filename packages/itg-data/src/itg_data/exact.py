@@ -1,0 +1,318 @@
+"""Exact frames through PyAV, from any file that FFmpeg can decode.
+
+A frame is the one that decoding from the start of the file would show: decoding begins only at
+packets that need nothing before them, goes on to the next wanted frame or jumps to a later such
+packet, and tells frames apart by their presentation time. Where packets do not tell which frame
+is which, the file is decoded from the start and frames are counted.
+
+Decoders hide damage: they paint over what is lost, and go on predicting from the painted frame.
+So at the first sign of damage the wanted frames are decoded again on one thread, where every
+error belongs to one packet, and a frame counts as good only if no packet from its entry point
+up to its own was damaged. (What a codec decodes without complaint, nobody can tell is wrong.)
+"""
+
+from collections.abc import Iterable
+
+import av.error
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from itg_data.probe import Int64Array, PacketIndex, VideoProbe
+from itg_data.source import SourceFile, find_video_stream, read_packets
+
+Image = npt.NDArray[np.uint8]
+
+# libswscale widens its filters when it shrinks, so both are free of aliasing
+_INTERPOLATION = "BILINEAR"
+_BT601, _BT709 = 5, 1
+
+
+class DamagedError(Exception):
+    """Decoding met damage; how far it reaches must be found out packet by packet."""
+
+
+class RgbConverter:
+    """Turns decoded frames into RGB by their own colour matrix and range, resized and upright."""
+
+    def __init__(self, probe: VideoProbe, height: int, width: int) -> None:
+        self._orientation = probe.orientation
+        self._height, self._width = (
+            (width, height) if probe.orientation.transpose else (height, width)
+        )
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> Image:
+        """Converts one frame to uint8 [H, W, 3]."""
+        # PyAV looks at the frame's matrix and range only if told to convert between two
+        rgb = self._reformatter.reformat(
+            frame,
+            width=self._width,
+            height=self._height,
+            format="rgb24",
+            src_colorspace=frame.colorspace,
+            dst_colorspace=_BT709 if frame.colorspace == _BT601 else _BT601,
+            src_color_range=frame.color_range,
+            interpolation=_INTERPOLATION,
+        )
+        return self._orientation.apply(np.asarray(rgb.to_ndarray(), dtype=np.uint8))
+
+
+class _Run:
+    """One uninterrupted stretch of decoding, from an entry packet onwards."""
+
+    def __init__(self, source: SourceFile, index: PacketIndex | None, num_threads: int) -> None:
+        self._container: InputContainer = source.open_container()
+        self._stream: VideoStream = find_video_stream(self._container, source.path)
+        context = self._stream.codec_context
+        context.thread_count = num_threads
+        context.thread_type = "AUTO" if num_threads > 1 else "NONE"
+        self._index = index
+        self._packets = read_packets(self._container, self._stream)
+        self._held: Packet | None = None
+        self.next_packet = 0
+        self.ended = False
+
+    def close(self) -> None:
+        self._container.close()
+
+    def seek(self, entry: int) -> bool:
+        """Goes to an entry packet; False if the container cannot get there, then start anew."""
+        if self._index is None:
+            return False
+        try:
+            self._container.seek(int(self._index.pts[entry]), stream=self._stream)
+            self._packets = read_packets(self._container, self._stream)
+            for packet in self._packets:
+                if packet.size == 0 or packet.pts is None:
+                    return False
+                places = np.flatnonzero(self._index.pts == packet.pts)
+                if len(places) == 0 or places[0] > entry:
+                    return False
+                if places[0] == entry:
+                    self._held, self.next_packet, self.ended = packet, entry, False
+                    return True
+        except av.error.FFmpegError:
+            return False
+        return False
+
+    def step(self) -> list[VideoFrame]:
+        """Decodes one packet more; the last step empties the decoder.
+
+        Raises:
+            av.error.FFmpegError: The packet is damaged, or the file cannot be read on.
+        """
+        packet = self._held or next(self._packets, None)
+        self._held = None
+        if packet is None:
+            self.ended = True
+            return []
+        if packet.size == 0:
+            self.ended = True
+        else:
+            self.next_packet += 1
+        return [f for f in packet.decode() if isinstance(f, VideoFrame)]
+
+    def finish(self) -> list[VideoFrame]:
+        """Takes out what the decoder still holds back."""
+        self.ended = True
+        return self._stream.codec_context.decode(None)
+
+
+class ExactDecoder:
+    """Reads frames of one video through PyAV; keeps its place between calls."""
+
+    def __init__(
+        self, source: SourceFile, probe: VideoProbe, height: int, width: int, num_threads: int
+    ) -> None:
+        self._source = source
+        self._probe = probe
+        self._num_threads = num_threads
+        self._convert = RgbConverter(probe, height, width)
+        self._run: _Run | None = None
+        self._last_frame = -1
+        self._damaged = False
+        self._tainted = False
+        self._settled = _settled_frames(probe.index) if probe.index is not None else None
+
+    def close(self) -> None:
+        """Frees the decoder."""
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+    def read(self, wanted: Int64Array) -> dict[int, Image]:
+        """Decodes frames.
+
+        Args:
+            wanted: Source indices, ascending and distinct.
+
+        Returns:
+            Image by source index; frames lost to damage are not in it.
+        """
+        if self._probe.index is None:
+            return self._read_counting(wanted)
+        if not self._damaged:
+            try:
+                return self._read_directly(wanted, self._probe.index)
+            except (DamagedError, av.error.FFmpegError):
+                self._damaged = True
+                self.close()
+        return self._read_warily(wanted, self._probe.index)
+
+    def _read_directly(self, wanted: Int64Array, index: PacketIndex) -> dict[int, Image]:
+        """The way through a sound file: forwards, with jumps over what nobody wants."""
+        assert self._settled is not None
+        images: dict[int, Image] = {}
+        missing = set(wanted.tolist())
+        entry_of = find_entries(index, wanted)
+        for frame, entry in zip(wanted.tolist(), entry_of.tolist(), strict=True):
+            run = self._run
+            if frame in missing and (
+                run is None or run.ended or frame <= self._last_frame or entry > run.next_packet
+            ):
+                run = self._restart(entry)
+            # beyond the frame itself, until all that it may be predicted from has come out too
+            while run is not None and not run.ended and self._last_frame < self._settled[frame]:
+                self._collect(run.step(), index, missing, images)
+            if frame in missing:
+                raise DamagedError
+        return images
+
+    def _collect(
+        self,
+        frames: Iterable[VideoFrame],
+        index: PacketIndex,
+        missing: set[int],
+        images: dict[int, Image],
+    ) -> None:
+        for frame in frames:
+            if frame.is_corrupt:
+                raise DamagedError
+            place = find_frame(index, frame.pts)
+            if place is None:
+                continue
+            self._last_frame = max(self._last_frame, place)
+            if place in missing:
+                images[place] = self._convert(frame)
+                missing.remove(place)
+
+    def _restart(self, entry: int) -> _Run:
+        index = self._probe.index
+        self._last_frame = -1
+        if self._run is not None and entry > 0 and self._run.seek(entry):
+            return self._run
+        self.close()
+        self._run = _Run(self._source, index, self._num_threads)
+        if entry > 0 and not self._run.seek(entry):
+            self.close()
+            self._run = _Run(self._source, index, self._num_threads)
+        return self._run
+
+    def _read_warily(self, wanted: Int64Array, index: PacketIndex) -> dict[int, Image]:
+        """The way through a damaged file: stretch by stretch, each error booked on its packet."""
+        images: dict[int, Image] = {}
+        entry_of = find_entries(index, wanted)
+        for entry in np.unique(entry_of).tolist():
+            stretch = wanted[entry_of == entry]
+            last_packet = int(index.frame_packet[stretch].max())
+            found, damaged = self._decode_stretch(entry, last_packet, set(stretch.tolist()), index)
+            for frame, image in found.items():
+                if not damaged[: index.frame_packet[frame] - entry + 1].any():
+                    images[frame] = image
+        return images
+
+    def _decode_stretch(
+        self, entry: int, last_packet: int, wanted: set[int], index: PacketIndex
+    ) -> tuple[dict[int, Image], npt.NDArray[np.bool_]]:
+        """Decodes packets `entry..last_packet` on one thread; says which of them were damaged."""
+        damaged = np.zeros(last_packet - entry + 1, dtype=bool)
+        came_out = np.zeros(len(damaged), dtype=bool)
+        images: dict[int, Image] = {}
+        run = _Run(self._source, index, num_threads=1)
+        try:
+            if entry > 0 and not run.seek(entry):
+                run.close()
+                run = _Run(self._source, index, num_threads=1)
+            while not run.ended:
+                packet = run.next_packet
+                try:
+                    frames = run.step() if packet <= last_packet else run.finish()
+                except av.error.FFmpegError:
+                    if run.next_packet == packet:
+                        break  # not the packet was bad but the file: there is no more
+                    if packet >= entry:
+                        damaged[packet - entry] = True
+                    continue
+                for frame in frames:
+                    place = find_frame(index, frame.pts)
+                    owner = -1 if place is None else int(index.frame_packet[place]) - entry
+                    if place is None or not 0 <= owner < len(damaged):
+                        continue
+                    came_out[owner] = True
+                    damaged[owner] |= frame.is_corrupt
+                    if place in wanted:
+                        images[place] = self._convert(frame)
+        finally:
+            run.close()
+        expected = index.frame_packet[index.frame_pts >= index.pts[entry]] - entry
+        expected = expected[(expected >= 0) & (expected < len(damaged))]
+        damaged[expected] |= ~came_out[expected]
+        return images, damaged
+
+    def _read_counting(self, wanted: Int64Array) -> dict[int, Image]:
+        """The way where packets do not name frames: decode from the start and count."""
+        images: dict[int, Image] = {}
+        missing = set(wanted.tolist())
+        if self._run is None or self._run.ended or wanted[0] <= self._last_frame:
+            self.close()
+            self._run = _Run(self._source, None, self._num_threads)
+            self._last_frame = -1
+            self._tainted = False
+        while missing and not self._run.ended:
+            packet = self._run.next_packet
+            try:
+                frames = self._run.step()
+            except av.error.FFmpegError:
+                if self._run.next_packet == packet:
+                    break
+                self._tainted = True
+                continue
+            for frame in frames:
+                self._last_frame += 1
+                self._tainted = (self._tainted and not frame.key_frame) or frame.is_corrupt
+                if self._last_frame in missing and not self._tainted:
+                    images[self._last_frame] = self._convert(frame)
+                missing.discard(self._last_frame)
+        return images
+
+
+def find_frame(index: PacketIndex, pts: int | None) -> int | None:
+    """Finds the source index of the frame shown at `pts`, if there is one."""
+    if pts is None:
+        return None
+    place = int(np.searchsorted(index.frame_pts, pts))
+    found = place < len(index.frame_pts) and index.frame_pts[place] == pts
+    return place if found else None
+
+
+def find_entries(index: PacketIndex, frames: Int64Array) -> Int64Array:
+    """Finds, for each frame, the last packet from which decoding may start to get it exactly."""
+    before = np.searchsorted(index.entries, index.frame_packet[frames], side="right") - 1
+    # a frame shown before its keyframe still hangs on the stretch before
+    while (
+        early := (index.pts[index.entries[before]] > index.frame_pts[frames]) & (before > 0)
+    ).any():
+        before[early] -= 1
+    return index.entries[before]
+
+
+def _settled_frames(index: PacketIndex) -> Int64Array:
+    """[N] the last frame shown among those decoded no later than the frame itself."""
+    shown_at = np.full(len(index.pts), -1, dtype=np.int64)
+    shown_at[index.frame_packet] = np.arange(len(index.frame_packet))
+    return np.maximum.accumulate(shown_at)[index.frame_packet]

@@ -1,0 +1,297 @@
+"""The public operations: arguments checked, backend chosen.
+
+None of them reads a tensor's values on the host when the tensors lie on a GPU, so none waits for
+the device. On the CPU, where looking is free, spans and lengths are checked as well.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from itg_kernels import reference
+
+Backend = Literal["auto", "torch", "triton"]
+
+
+def resolve_backend(backend: Backend, device: torch.device | str) -> str:
+    """The backend that a call with `backend` uses for tensors on `device`: "torch" or "triton".
+
+    Raises:
+        ValueError: if the backend is unknown, or was asked for by name and cannot run there.
+    """
+    if backend not in ("auto", "torch", "triton"):
+        raise ValueError(f"backend must be 'auto', 'torch' or 'triton', got {backend!r}")
+    if backend == "triton":
+        raise ValueError(f"backend 'triton' cannot run on {torch.device(device)} in this version")
+    return "torch"
+
+
+def frame_score(
+    hidden: Tensor,
+    norm_weight: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor,
+    cu_frames: Tensor,
+    *,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Logit of every frame: final RMSNorm, mean over the frame's tokens, linear head; in one read.
+
+    Everything is accumulated in float32 (float64 for float64 input), whatever the dtype of
+    `hidden`: two frames tie only if they are as good as equal. An empty frame's mean is 0, so its
+    logit is the bias. Rows outside every frame are ignored and get a gradient of zero.
+
+    Args:
+        hidden: [S, D], the residual stream before the final norm; rows may be strided.
+        norm_weight: [D].
+        head_weight: [D] or [1, D].
+        head_bias: [] or [1].
+        cu_frames: int32 or int64; either [F+1], boundaries of frames that follow one another
+            (text may come before the first and after the last), or [F, 2], half-open row spans,
+            sorted and disjoint, with text anywhere between them.
+        residual: [S, D], added to `hidden` before the norm.
+        eps: The norm's epsilon.
+        backend: See `resolve_backend`.
+
+    Returns:
+        float32 [F] (float64 for float64 input), differentiable in all tensors but `cu_frames`.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit together, or, on the CPU, if a span lies outside
+            the rows, is reversed, or overlaps the one before it.
+    """
+    _check_score_inputs(hidden, norm_weight, head_weight, head_bias, cu_frames, residual)
+    resolve_backend(backend, hidden.device)
+    return reference.frame_scores(
+        hidden, norm_weight, head_weight, head_bias, cu_frames, residual=residual, eps=eps
+    )
+
+
+def frame_bce_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    cu_samples: Tensor | None = None,
+    max_pos_weight: float = 5.0,
+    min_negatives: int = 1,
+) -> Tensor:
+    """Binary cross entropy of frame logits, with relevant frames weighted up by their rarity.
+
+    The weight of a relevant frame is sqrt(negatives / max(1, positives)), at most
+    `max_pos_weight`. The reference implementation lets it fall to 0 where every frame is relevant:
+    such a batch costs nothing and teaches nothing. Here negatives count as at least
+    `min_negatives`; 0 gives the reference's behaviour back.
+
+    Args:
+        logits: [F].
+        labels: [F], 1 for relevant and 0 for other frames; bool, integer or float.
+        cu_samples: [B+1], boundaries of the samples in the frames, from 0 to F. Given, each sample
+            has its own weight and its own mean, and the loss is the mean over the samples that
+            have frames, as if each were a batch of its own. None: all frames are one sample.
+        max_pos_weight: Upper bound of the weight.
+        min_negatives: Lower bound of the number of negatives in the weight.
+
+    Returns:
+        float32 scalar (float64 for float64 logits); 0 for no frames at all.
+    """
+    _check_loss_inputs(logits.shape[0], labels, cu_samples)
+    return reference.frame_bce_loss(
+        logits,
+        labels,
+        cu_samples=cu_samples,
+        max_pos_weight=max_pos_weight,
+        min_negatives=min_negatives,
+    )
+
+
+def frame_score_loss(
+    hidden: Tensor,
+    norm_weight: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor,
+    cu_frames: Tensor,
+    labels: Tensor,
+    *,
+    cu_samples: Tensor | None = None,
+    max_pos_weight: float = 5.0,
+    min_negatives: int = 1,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`frame_score` and `frame_bce_loss` as one operation; arguments as there.
+
+    Returns:
+        The loss, a scalar, and the logits [F]; both differentiable.
+    """
+    _check_score_inputs(hidden, norm_weight, head_weight, head_bias, cu_frames, residual)
+    num_frames = cu_frames.shape[0] - (1 if cu_frames.dim() == 1 else 0)
+    _check_loss_inputs(num_frames, labels, cu_samples)
+    resolve_backend(backend, hidden.device)
+    logits = reference.frame_scores(
+        hidden, norm_weight, head_weight, head_bias, cu_frames, residual=residual, eps=eps
+    )
+    loss = reference.frame_bce_loss(
+        logits,
+        labels,
+        cu_samples=cu_samples,
+        max_pos_weight=max_pos_weight,
+        min_negatives=min_negatives,
+    )
+    return loss, logits
+
+
+def topk_chronological(
+    scores: Tensor,
+    k: int,
+    *,
+    valid: Tensor | None = None,
+    lengths: Tensor | None = None,
+    min_gap: float | None = None,
+    times_s: Tensor | None = None,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The k best frames of every row, in time order; exact, and the same on every run.
+
+    Ties go to the earlier frame; -0 and +0 are equal; a NaN score is taken only when nothing but
+    NaN is left. Without `min_gap`, exactly min(k, valid frames) frames are chosen.
+
+    Args:
+        scores: [B, T] or [T], float32, float16 or bfloat16.
+        k: At least 1; may exceed T.
+        valid: [B, T] or [T] bool; False marks frames that must not be chosen.
+        lengths: [B] (or a scalar for 1-D scores); frames from there on must not be chosen. At most
+            one of `valid` and `lengths` is given.
+        min_gap: Take the best frame, drop all frames nearer to it than this, and go on; fewer than
+            k frames may come back. Counted in frames, or in seconds where `times_s` is given.
+        times_s: [B, T] or [T], the frames' times; compared in float64.
+        backend: See `resolve_backend`.
+
+    Returns:
+        Indices int64 [B, k], ascending, padded with -1, and their number int64 [B]. 1-D scores
+        give [k] and a scalar.
+
+    Raises:
+        ValueError: if an argument is out of range or shapes do not fit together.
+    """
+    _check_topk_inputs(scores, k, valid, lengths, min_gap, times_s)
+    resolve_backend(backend, scores.device)
+    rows = scores if scores.dim() == 2 else scores[None]
+    index = torch.arange(rows.shape[1], device=rows.device)
+    if lengths is not None:
+        mask = index < lengths.reshape(-1, 1)
+    elif valid is not None:
+        mask = valid.reshape(rows.shape)
+    else:
+        mask = torch.ones_like(rows, dtype=torch.bool)
+    if min_gap is None:
+        indices, counts = reference.topk_chronological(rows, k, mask)
+    else:
+        times = (index if times_s is None else times_s.double()).expand(rows.shape)
+        indices, counts = reference.topk_spaced(rows, k, mask, times, min_gap)
+    return (indices, counts) if scores.dim() == 2 else (indices[0], counts[0])
+
+
+def _check_score_inputs(
+    hidden: Tensor,
+    norm_weight: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor,
+    cu_frames: Tensor,
+    residual: Tensor | None,
+) -> None:
+    if hidden.dim() != 2 or not hidden.is_floating_point():
+        raise ValueError(f"hidden must be floating point [S, D], got {_describe(hidden)}")
+    width = hidden.shape[1]
+    for name, weight in (("norm_weight", norm_weight), ("head_weight", head_weight)):
+        if weight.numel() != width or weight.shape[-1] != width:
+            raise ValueError(f"{name} must hold D={width} values, got {_describe(weight)}")
+    if head_bias.numel() != 1:
+        raise ValueError(f"head_bias must hold one value, got {_describe(head_bias)}")
+    if residual is not None and residual.shape != hidden.shape:
+        raise ValueError(
+            f"residual must have hidden's shape {tuple(hidden.shape)}, got {_describe(residual)}"
+        )
+    is_spans = cu_frames.dim() == 2 and cu_frames.shape[1] == 2
+    is_boundaries = cu_frames.dim() == 1 and cu_frames.shape[0] >= 1
+    if cu_frames.dtype not in (torch.int32, torch.int64) or not (is_spans or is_boundaries):
+        raise ValueError(
+            f"cu_frames must be int32 or int64, [F+1] or [F, 2], got {_describe(cu_frames)}"
+        )
+    for name, tensor in (
+        ("norm_weight", norm_weight),
+        ("head_weight", head_weight),
+        ("head_bias", head_bias),
+        ("cu_frames", cu_frames),
+        ("residual", residual),
+    ):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{name} must be on {hidden.device} as hidden, got {tensor.device}")
+    if cu_frames.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_spans(cu_frames, hidden.shape[0])
+
+
+def _check_spans(cu_frames: Tensor, num_rows: int) -> None:
+    previous_end = 0
+    starts, ends = reference.frame_spans(cu_frames)
+    for frame, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        if not previous_end <= start <= end <= num_rows:
+            raise ValueError(
+                f"cu_frames must hold sorted, disjoint spans in 0..{num_rows}: frame {frame} is "
+                f"[{start}, {end}) after one that ends at {previous_end}"
+            )
+        previous_end = end
+
+
+def _check_loss_inputs(num_frames: int, labels: Tensor, cu_samples: Tensor | None) -> None:
+    if labels.shape != (num_frames,):
+        raise ValueError(f"labels must be [F={num_frames}], got {_describe(labels)}")
+    if cu_samples is None:
+        return
+    if cu_samples.dim() != 1 or cu_samples.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"cu_samples must be int32 or int64 [B+1], got {_describe(cu_samples)}")
+    if cu_samples.device.type == "cpu" and not torch.compiler.is_compiling():
+        bounds = cu_samples.tolist()
+        if not bounds or bounds[0] != 0 or bounds[-1] != num_frames or bounds != sorted(bounds):
+            raise ValueError(f"cu_samples must ascend from 0 to F={num_frames}, got {bounds}")
+
+
+def _check_topk_inputs(
+    scores: Tensor,
+    k: int,
+    valid: Tensor | None,
+    lengths: Tensor | None,
+    min_gap: float | None,
+    times_s: Tensor | None,
+) -> None:
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    if scores.dim() not in (1, 2) or scores.dtype not in dtypes:
+        raise ValueError(
+            f"scores must be [T] or [B, T] in 16 or 32 bit floats, got {_describe(scores)}"
+        )
+    if k < 1:
+        raise ValueError(f"k must be >= 1, got {k}")
+    if valid is not None and lengths is not None:
+        raise ValueError("valid and lengths exclude each other, got both")
+    if valid is not None and (valid.shape != scores.shape or valid.dtype != torch.bool):
+        raise ValueError(f"valid must be bool {tuple(scores.shape)}, got {_describe(valid)}")
+    num_rows = scores.shape[0] if scores.dim() == 2 else 1
+    if lengths is not None and lengths.numel() != num_rows:
+        raise ValueError(f"lengths must hold B={num_rows} values, got {_describe(lengths)}")
+    if min_gap is not None and not min_gap >= 0:
+        raise ValueError(f"min_gap must be >= 0, got {min_gap}")
+    if times_s is not None:
+        if min_gap is None:
+            raise ValueError("times_s is the unit of min_gap, which is not given")
+        if times_s.shape not in (scores.shape, scores.shape[-1:]):
+            raise ValueError(
+                f"times_s must be {tuple(scores.shape)} or [T={scores.shape[-1]}], "
+                f"got {_describe(times_s)}"
+            )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

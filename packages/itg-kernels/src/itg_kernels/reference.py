@@ -1,0 +1,194 @@
+"""The obvious version of every operation: truth for the kernels' tests, and the CPU's path.
+
+Shapes: S rows of hidden states, D width, F frames, B samples or rows of scores, T frames of one
+video. Everything accumulates in float32, or in float64 when the input is float64, so that the
+same lines serve as gradcheck's subject.
+
+The order of operations in `frame_scores` is not that of the network (norm, mean, linear) but its
+rewriting: with u = norm_weight * head_weight, a row contributes s = (x . u) / rms(x) and a frame's
+logit is the mean of its rows' s plus the bias. In real arithmetic the two are equal, and the
+rewriting never writes a normalised copy of the hidden states.
+"""
+
+import torch
+from torch import Tensor
+
+INVALID_KEY = -(2**31)
+"""Sort key of a padded entry: below every score."""
+
+NAN_KEY = INVALID_KEY + 1
+"""Sort key of a NaN score: below minus infinity, above padding."""
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays float64; everything narrower is accumulated in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def frame_spans(cu_frames: Tensor) -> tuple[Tensor, Tensor]:
+    """First row and end row of every frame, from either form of `cu_frames`."""
+    if cu_frames.dim() == 2:
+        return cu_frames[:, 0], cu_frames[:, 1]
+    return cu_frames[:-1], cu_frames[1:]
+
+
+def row_sums(hidden: Tensor, residual: Tensor | None, u: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """Per row x: x itself widened, 1 / rms(x), and x . u."""
+    dtype = accumulation_dtype(hidden.dtype)
+    x = hidden.to(dtype)
+    if residual is not None:
+        x = x + residual.to(dtype)
+    return x, torch.rsqrt(x.square().mean(-1) + eps), x @ u
+
+
+def frame_scores(
+    hidden: Tensor,
+    norm_weight: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor,
+    cu_frames: Tensor,
+    *,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Logit of every frame; an empty frame's mean is 0, so its logit is the bias.
+
+    Args and result as in `itg_kernels.frame_score`.
+    """
+    dtype = accumulation_dtype(hidden.dtype)
+    u = norm_weight.to(dtype) * head_weight.reshape(-1).to(dtype)
+    _, rstd, proj = row_sums(hidden, residual, u, eps)
+    starts, ends = frame_spans(cu_frames)
+    # Every span and every gap is one segment; segment_reduce sums each in order, also on GPUs,
+    # where index_add would race.
+    boundaries = torch.stack([starts, ends], dim=1).reshape(-1).long()
+    if boundaries.numel() == 0:
+        return head_bias.to(dtype).reshape(1).expand(0) + hidden.new_zeros(0, dtype=dtype)
+    sums = torch.segment_reduce(rstd * proj, "sum", offsets=boundaries, axis=0, initial=0.0)[::2]
+    return sums / (ends - starts).clamp(min=1) + head_bias.to(dtype).reshape(())
+
+
+def frame_score_gradients(
+    grad_logits: Tensor,
+    hidden: Tensor,
+    norm_weight: Tensor,
+    head_weight: Tensor,
+    cu_frames: Tensor,
+    *,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `frame_scores` in closed form, as the kernel computes them.
+
+    With a = grad_logit / tokens of the frame, r = 1 / rms(x), p = x . u:
+    dx = a r (u - (r^2 p / D) x), du = sum of a r x, and both weights get theirs from du.
+
+    Returns:
+        Gradients for hidden (and residual: the same), norm weight, head weight and bias, each in
+        the dtype and shape of its input (the bias: a scalar in the accumulation dtype).
+    """
+    dtype = accumulation_dtype(hidden.dtype)
+    u = norm_weight.to(dtype) * head_weight.reshape(-1).to(dtype)
+    x, rstd, proj = row_sums(hidden, residual, u, eps)
+    starts, ends = frame_spans(cu_frames)
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    frame = torch.searchsorted(ends.contiguous(), rows, right=True).clamp(max=len(ends) - 1)
+    in_frame = (rows >= starts[frame]) & (rows < ends[frame])
+    grad_mean = grad_logits.to(dtype) / (ends - starts).clamp(min=1)
+    coefficient = torch.where(in_frame, grad_mean[frame] * rstd, 0.0)
+    pull = (rstd.square() * proj / hidden.shape[1])[:, None]
+    grad_hidden = torch.where(in_frame[:, None], coefficient[:, None] * (u - pull * x), 0.0)
+    grad_u = coefficient @ x
+    return (
+        grad_hidden.to(hidden.dtype),
+        (grad_u * head_weight.reshape(-1)).to(norm_weight.dtype),
+        (grad_u * norm_weight).to(head_weight.dtype).reshape(head_weight.shape),
+        grad_logits.to(dtype).sum(),
+    )
+
+
+def positive_weights(
+    labels: Tensor, cu_samples: Tensor, *, max_pos_weight: float, min_negatives: int
+) -> Tensor:
+    """Weight [B] of the positive frames of each sample: sqrt(negatives / positives), capped."""
+    labels = labels.to(accumulation_dtype(labels.dtype))
+    bounds = cu_samples.long()
+    positives = torch.segment_reduce(labels, "sum", offsets=bounds, axis=0, initial=0.0)
+    negatives = (cu_samples[1:] - cu_samples[:-1]) - positives
+    ratio = negatives.clamp(min=min_negatives) / positives.clamp(min=1)
+    return ratio.sqrt().clamp(max=max_pos_weight)
+
+
+def frame_bce_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    cu_samples: Tensor | None = None,
+    max_pos_weight: float = 5.0,
+    min_negatives: int = 1,
+) -> Tensor:
+    """Weighted BCE with logits, averaged over frames and then over the samples that have any.
+
+    Args and result as in `itg_kernels.frame_bce_loss`.
+    """
+    logits = logits.to(accumulation_dtype(logits.dtype))
+    labels = labels.to(logits.dtype)
+    if cu_samples is None:
+        cu_samples = torch.arange(2, device=logits.device) * logits.shape[0]
+    num_frames = cu_samples[1:] - cu_samples[:-1]
+    weights = positive_weights(
+        labels, cu_samples, max_pos_weight=max_pos_weight, min_negatives=min_negatives
+    )
+    weight = torch.repeat_interleave(weights, num_frames, output_size=logits.shape[0])
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, labels, pos_weight=weight, reduction="none"
+    )
+    sums = torch.segment_reduce(losses, "sum", offsets=cu_samples.long(), axis=0, initial=0.0)
+    num_samples = (num_frames > 0).sum().clamp(min=1)
+    return (sums / num_frames.clamp(min=1)).sum() / num_samples
+
+
+def sort_keys(scores: Tensor, valid: Tensor) -> Tensor:
+    """int32 keys in the order of selection: padding < NaN < -inf < ... < -0 = +0 < ... < +inf."""
+    scores = scores.float()
+    bits = torch.where(scores == 0, 0.0, scores).view(torch.int32)
+    keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    keys = torch.where(scores.isnan(), NAN_KEY, keys)
+    return torch.where(valid, keys, INVALID_KEY)
+
+
+def topk_chronological(scores: Tensor, k: int, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices [B, k] of the k best valid scores of each row in time order, and their counts [B]."""
+    num_frames = scores.shape[1]
+    counts = valid.sum(1).clamp(max=k)
+    order = sort_keys(scores, valid).sort(dim=1, descending=True, stable=True).indices[:, :k]
+    ranks = torch.arange(order.shape[1], device=scores.device)
+    chosen = torch.where(ranks < counts[:, None], order, num_frames).sort(dim=1).values
+    return _pad(chosen, k, num_frames), counts
+
+
+def topk_spaced(
+    scores: Tensor, k: int, valid: Tensor, times: Tensor, min_gap: float
+) -> tuple[Tensor, Tensor]:
+    """As `topk_chronological`, best score first, dropping whatever lies within `min_gap` of a pick.
+
+    `times` [B, T] and `min_gap` share a unit: seconds, or frames where times are frame numbers.
+    """
+    num_frames = scores.shape[1]
+    index = torch.arange(num_frames, device=scores.device)
+    # One int64 orders by score and then by time, so that argmax needs no rule for ties.
+    keys = sort_keys(scores, valid).long() * 2**32 + (2**32 - 1 - index)
+    chosen = torch.zeros_like(valid)
+    alive = valid
+    for _ in range(min(k, num_frames)):
+        pick = torch.where(alive, keys, torch.iinfo(torch.int64).min).argmax(1, keepdim=True)
+        found = alive.any(1, keepdim=True)
+        chosen = chosen | ((index == pick) & found)
+        alive = alive & (((times - times.gather(1, pick)).abs() >= min_gap) & (index != pick))
+    picks = torch.where(chosen, index, num_frames).sort(dim=1).values[:, :k]
+    return _pad(picks, k, num_frames), chosen.sum(1)
+
+
+def _pad(indices: Tensor, k: int, num_frames: int) -> Tensor:
+    indices = torch.where(indices < num_frames, indices, -1)
+    return torch.nn.functional.pad(indices, (0, k - indices.shape[1]), value=-1)

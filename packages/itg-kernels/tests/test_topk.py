@@ -1,0 +1,177 @@
+import math
+
+import pytest
+import torch
+from itg_kernels import topk_chronological
+
+
+def sort_truth(row, k):
+    """By sorting (score, earlier first) in Python; NaN after everything, None is padding."""
+    order = sorted(
+        (i for i, s in enumerate(row) if s is not None),
+        key=lambda i: (math.isnan(row[i]), 0 if math.isnan(row[i]) else -row[i], i),
+    )
+    return sorted(order[:k])
+
+
+def greedy_truth(row, k, times, min_gap):
+    order = sorted(
+        (i for i, s in enumerate(row) if s is not None),
+        key=lambda i: (math.isnan(row[i]), 0 if math.isnan(row[i]) else -row[i], i),
+    )
+    taken = []
+    for i in order:
+        if len(taken) < k and all(abs(times[i] - times[j]) >= min_gap for j in taken):
+            taken.append(i)
+    return sorted(taken)
+
+
+def rows_of(kind, num_rows, num_frames):
+    normal = torch.randn(num_rows, num_frames)
+    coin = torch.rand(num_rows, num_frames)
+    return {
+        "normal": normal,
+        "all-equal": torch.full_like(normal, 1.5),
+        "quantised": normal.round(),
+        "same-leading-bits": 1 + coin.mul(2**10).round() * 2**-23,
+        "half-minus-inf": torch.where(coin < 0.5, -torch.inf, normal),
+        "nan": torch.where(coin < 0.3, torch.nan, normal),
+        "only-nan-and-minus-inf": torch.where(coin < 0.5, torch.nan, -torch.inf),
+        "signed-zeros": torch.where(coin < 0.5, -0.0, 0.0),
+        "infinities": torch.where(
+            coin < 0.3, torch.inf, torch.where(coin < 0.6, -torch.inf, normal)
+        ),
+        "negative-nan": torch.where(coin < 0.3, -torch.tensor(torch.nan), normal),
+        "denormal": normal * 1e-41,
+    }[kind]
+
+
+KINDS = [
+    "normal",
+    "all-equal",
+    "quantised",
+    "same-leading-bits",
+    "half-minus-inf",
+    "nan",
+    "only-nan-and-minus-inf",
+    "signed-zeros",
+    "infinities",
+    "negative-nan",
+    "denormal",
+]
+SIZES = [(1, 1, 1), (3, 17, 5), (2, 64, 64), (2, 40, 63), (1, 100, 1)]
+
+
+def check(indices, counts, expected, k):
+    assert indices.dtype == torch.int64
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == [len(row) for row in expected]
+    assert indices.tolist() == [row + [-1] * (k - len(row)) for row in expected]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: "B{}-T{}-k{}".format(*s))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_best_k_come_back_in_time_order_with_ties_to_the_earlier(kind, size, target):
+    num_rows, num_frames, k = size
+    scores = rows_of(kind, num_rows, num_frames)
+    expected = [sort_truth(row, k) for row in scores.tolist()]
+    got = topk_chronological(scores.to(target.device), k, backend=target.backend)
+    check(*got, expected, k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_scores_with_their_many_ties_are_exact(dtype, target):
+    scores = torch.randn(2, 60).to(dtype)
+    expected = [sort_truth(row, 20) for row in scores.tolist()]
+    check(*topk_chronological(scores.to(target.device), 20, backend=target.backend), expected, 20)
+
+
+def test_lengths_keep_padding_out_and_short_rows_are_padded_with_minus_one(target):
+    scores = torch.randn(4, 20)
+    lengths = torch.tensor([20, 7, 1, 0])
+    expected = [
+        sort_truth(row[:n], 9) for row, n in zip(scores.tolist(), lengths.tolist(), strict=True)
+    ]
+    got = topk_chronological(
+        scores.to(target.device), 9, lengths=lengths.to(target.device), backend=target.backend
+    )
+    check(*got, expected, 9)
+
+
+def test_a_mask_keeps_frames_out_even_where_they_score_best(target):
+    scores = torch.randn(3, 30)
+    valid = torch.rand(3, 30) < 0.4
+    scores[~valid] = torch.inf
+    expected = [
+        sort_truth([s if v else None for s, v in zip(row, mask, strict=True)], 10)
+        for row, mask in zip(scores.tolist(), valid.tolist(), strict=True)
+    ]
+    got = topk_chronological(
+        scores.to(target.device), 10, valid=valid.to(target.device), backend=target.backend
+    )
+    check(*got, expected, 10)
+
+
+def test_k_beyond_the_frames_takes_them_all(target):
+    indices, counts = topk_chronological(
+        torch.randn(5).to(target.device), 8, backend=target.backend
+    )
+    assert indices.tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+    assert counts.item() == 5
+    assert counts.dim() == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (2, 0)], ids=str)
+def test_nothing_to_choose_from_gives_no_indices(shape, target):
+    indices, counts = topk_chronological(
+        torch.zeros(shape, device=target.device), 3, backend=target.backend
+    )
+    assert indices.tolist() == [[-1, -1, -1]] * shape[0]
+    assert counts.tolist() == [0] * shape[0]
+
+
+@pytest.mark.parametrize("kind", ["normal", "quantised", "nan", "half-minus-inf"])
+@pytest.mark.parametrize("min_gap", [0, 1, 2, 7])
+def test_min_gap_is_greedy_suppression_by_frame_distance(kind, min_gap, target):
+    scores = rows_of(kind, 3, 40)
+    expected = [greedy_truth(row, 8, range(40), min_gap) for row in scores.tolist()]
+    got = topk_chronological(scores.to(target.device), 8, min_gap=min_gap, backend=target.backend)
+    check(*got, expected, 8)
+
+
+def test_min_gap_counts_seconds_where_times_are_given(target):
+    scores = torch.randn(3, 40).round()
+    times = torch.rand(3, 40, dtype=torch.float64).cumsum(1)
+    lengths = torch.tensor([40, 11, 0])
+    expected = [
+        greedy_truth(row[:n], 6, t, 1.7)
+        for row, t, n in zip(scores.tolist(), times.tolist(), lengths.tolist(), strict=True)
+    ]
+    got = topk_chronological(
+        scores.to(target.device),
+        6,
+        lengths=lengths.to(target.device),
+        min_gap=1.7,
+        times_s=times.to(target.device),
+        backend=target.backend,
+    )
+    check(*got, expected, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k must be >= 1, got 0"),
+        ({"scores": torch.zeros(4, dtype=torch.float64)}, "scores must be .* got float64"),
+        ({"lengths": torch.zeros(3)}, "lengths must hold B=1 values"),
+        ({"valid": torch.zeros(4)}, "valid must be bool"),
+        ({"min_gap": -1.0}, "min_gap must be >= 0, got -1.0"),
+        ({"min_gap": math.nan}, "min_gap must be >= 0, got nan"),
+        ({"times_s": torch.zeros(4)}, "times_s is the unit of min_gap"),
+        ({"min_gap": 1.0, "times_s": torch.zeros(5)}, "times_s must be"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named_with_their_values(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        topk_chronological(**({"scores": torch.zeros(4), "k": 2} | arguments))

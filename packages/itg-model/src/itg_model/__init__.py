@@ -1,0 +1,26 @@
+"""itg-model: the frame grounder, which picks the frames of a video that answer a question.
+
+Names are imported on first use: importing the package costs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from itg_model.config import FrameGroundingConfig
+    from itg_model.errors import CheckpointError
+    from itg_model.model import FrameGroundingModel
+
+_HOMES = {
+    "CheckpointError": "itg_model.errors",
+    "FrameGroundingConfig": "itg_model.config",
+    "FrameGroundingModel": "itg_model.model",
+}
+
+__all__ = ["CheckpointError", "FrameGroundingConfig", "FrameGroundingModel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,98 @@
+"""Pixels and questions turned into what the network takes, exactly as the reference does.
+
+Frames are squashed to a square with PIL's bicubic filter, which antialiases and rounds to uint8 in
+its own way; torch's filters differ by up to a few grey levels, so PIL does it, on several threads
+(it lets go of the interpreter lock). Only 256 values can come out, so the rest is a table.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from itg_model.errors import CheckpointError
+from itg_model.model import VIDEO_TOKEN_ID
+
+# As the reference rounds: x / 255 in float64, then float32, then (x - 0.5) / 0.5 in float32.
+_GREY_LEVELS = (np.arange(256) * (1 / 255)).astype(np.float32)
+_NORMALISED = (_GREY_LEVELS - np.float32(0.5)) / np.float32(0.5)
+
+
+def preprocess_frames(
+    frames: npt.NDArray[np.uint8], image_size: int, num_threads: int | None = None
+) -> Tensor:
+    """Squashes frames to a square and scales them to -1..1.
+
+    Args:
+        frames: [T, H, W, 3] uint8 RGB.
+        image_size: Side S of the square, in pixels.
+        num_threads: Frames resized at once; None takes one thread per core, 8 at most.
+
+    Returns:
+        [T, 3, S, S] float32.
+
+    Raises:
+        ValueError: `frames` has another shape or type.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames must be [T, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
+    pixels = np.empty((len(frames), 3, image_size, image_size), dtype=np.float32)
+
+    def squash(i: int) -> None:
+        image = Image.fromarray(frames[i])
+        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+        pixels[i] = _NORMALISED[np.asarray(image)].transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(squash, range(len(frames))))
+    return torch.from_numpy(pixels)
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer beside a checkpoint, from local files alone and running none of them.
+
+    Raises:
+        CheckpointError: The directory holds no tokenizer that can be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise CheckpointError(f"{directory}: no tokenizer could be loaded: {reason}") from None
+
+
+def encode_question(
+    question: str, tokenizer: PreTrainedTokenizerBase, *, drop_pad_tokens: bool = True
+) -> Tensor:
+    """Builds the prompt "<image>" + question + newline as token ids.
+
+    The video stands first and once. A question that itself contains "<image>" is text like any
+    other: it cannot ask for a second video, which the reference would let it do.
+
+    Args:
+        question: Any text that is not blank.
+        tokenizer: The checkpoint's.
+        drop_pad_tokens: Leaves out ids equal to the tokenizer's pad id, as the reference does.
+            The published tokenizer's may be the id of "!", so that lone exclamation marks vanish;
+            the network was trained without them.
+
+    Returns:
+        [L] int64, `VIDEO_TOKEN_ID` first.
+
+    Raises:
+        ValueError: The question is blank.
+    """
+    if not question.strip():
+        raise ValueError(f"question must not be blank, got {question!r}")
+    ids = tokenizer.encode(question + "\n", add_special_tokens=True)
+    if drop_pad_tokens:
+        ids = [i for i in ids if i != tokenizer.pad_token_id]
+    return torch.tensor([VIDEO_TOKEN_ID, *ids], dtype=torch.int64)
