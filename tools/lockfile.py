@@ -113,10 +113,9 @@ def differences(committed: bytes, completed: bytes) -> list[str]:
             continue
         for version in old:
             sentences += _package_differences(f"{name} {version}", old[version], new[version])
-    for key in sorted((ours.keys() | theirs.keys()) - {"package", "revision"}):
-        if ours.get(key) != theirs.get(key):
-            sentences.append(f"{key}: committed {ours.get(key)}, completed {theirs.get(key)}")
-    return sentences
+    ignored = ("package", "revision")
+    old, new = ({k: v for k, v in lock.items() if k not in ignored} for lock in (ours, theirs))
+    return sentences + _value_differences("the lock's head", old, new)
 
 
 def _by_name(lock: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -141,10 +140,29 @@ def _package_differences(
                 f"{label}: {filename} is {old.get(filename, 'absent')} as committed, "
                 f"{new.get(filename, 'absent')} as completed"
             )
-    for key in sorted((committed.keys() | completed.keys()) - {"sdist", "wheels"}):
-        if committed.get(key) != completed.get(key):
-            sentences.append(f"{label}: {key} differ: {committed.get(key)} -> {completed.get(key)}")
-    return sentences
+    files = ("sdist", "wheels")
+    old, new = (
+        {k: v for k, v in lock.items() if k not in files} for lock in (committed, completed)
+    )
+    return sentences + _value_differences(label, old, new)
+
+
+def _value_differences(label: str, committed: Any, completed: Any) -> list[str]:
+    if committed == completed:
+        return []
+    if isinstance(committed, dict) and isinstance(completed, dict):
+        sentences: list[str] = []
+        for key in sorted(committed.keys() | completed.keys()):
+            nested = (committed.get(key, "absent"), completed.get(key, "absent"))
+            sentences += _value_differences(f"{label}: {key}", *nested)
+        return sentences
+    if isinstance(committed, list) and isinstance(completed, list):
+        # Only what came and went: a list of dependencies is long.
+        committed, completed = (
+            [value for value in mine if value not in others] or "nothing"
+            for mine, others in ((committed, completed), (completed, committed))
+        )
+    return [f"{label}: committed {committed}, completed {completed}"]
 
 
 def _hashes(package: Mapping[str, Any]) -> dict[str, str]:

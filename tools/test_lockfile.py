@@ -180,9 +180,13 @@ def test_another_size_or_upload_time_is_no_difference():
         ('name = "alpha"\nversion = "1.0"', 'name = "alpha"\nversion = "1.1"', "alpha: committed"),
         ("sha256:aa", "sha256:a0", "alpha 1.0: alpha-1.0.tar.gz is sha256:aa as committed"),
         ("sha256:b0", "sha256:b1", "beta 2.0+cpu: beta-2.0+cpu-py3-none-any.whl is sha256:b0"),
-        ('{ name = "alpha" },', '{ name = "beta" },', "ours 0.1.0: dependencies differ"),
+        ('{ name = "alpha" },', '{ name = "beta" },', "ours 0.1.0: dependencies: committed [{"),
         ('name = "zeta"', 'name = "eta"', "eta: committed absent, completed 0.1.0"),
-        ('">=3.11"', '">=3.12"', "requires-python: committed >=3.11, completed >=3.12"),
+        (
+            '">=3.11"',
+            '">=3.12"',
+            "the lock's head: requires-python: committed >=3.11, completed >=3.12",
+        ),
     ],
 )
 def test_a_difference_names_the_package(old, new, sentence):

@@ -1,0 +1,180 @@
+"""What installing one package alone drags in: each wheel, outside the workspace, against its rule.
+
+In the workspace everything is installed, so a dependency that slipped into the wrong package goes
+unnoticed until a user pays for it. Here each package is built as the wheel that users get and then
+
+- resolved from its metadata alone, seconds per package (the default), or
+- with `--install`, installed into a bare virtual environment, imported, and each of its commands
+  asked for `--help`: some gigabytes and a minute per package, torch being one of them.
+
+    uv run python tools/check_light.py [--install] [itg-model ...]
+
+Siblings come from the wheels just built; everything else from the index that uv is set to use.
+"""
+
+import argparse
+import configparser
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """What may not come along with a package."""
+
+    forbidden: frozenset[str]
+    """Names of distributions that must not be installed."""
+
+    same_as: str | None = None
+    """The one dependency allowed: nothing may come along that it does not bring itself."""
+
+
+_TRAINING = frozenset({"deepspeed", "itg-train", "wandb", "datasets", "ray"})
+_EVALUATION = frozenset({"lmms-eval", "itg-eval"})
+RULES = {
+    "itg-data": Rule(forbidden=_TRAINING | _EVALUATION | {"torch", "transformers", "triton"}),
+    "itg-kernels": Rule(forbidden=_TRAINING | _EVALUATION | {"transformers"}, same_as="torch"),
+    "itg-model": Rule(forbidden=_TRAINING | _EVALUATION),
+    "itg-train": Rule(forbidden=_EVALUATION),
+    "itg-eval": Rule(forbidden=_TRAINING - {"wandb", "datasets"}),
+}
+
+
+class CheckError(Exception):
+    """A package breaks its rule, or a command about it failed; the message says which."""
+
+
+def violations(rule: Rule, closure: set[str], allowed: set[str]) -> list[str]:
+    """Returns a sentence for each way in which a set of distributions breaks a rule.
+
+    Args:
+        rule: The package's.
+        closure: All that its installation brings, itself included.
+        allowed: What `rule.same_as` brings, and the package itself; unused without that rule.
+    """
+    sentences = [f"brings {name}" for name in sorted(rule.forbidden & closure)]
+    if rule.same_as:
+        extra = sorted(closure - allowed)
+        sentences += [f"brings {name}, which {rule.same_as} does not" for name in extra]
+    return sentences
+
+
+def build_wheels(packages: Sequence[str], into: Path) -> None:
+    """Builds the wheels as a release does: no workspace sources, so siblings are plain ranges."""
+    for package in packages:
+        arguments = ["--wheel", "--no-sources", "--quiet", "--out-dir", str(into)]
+        _run(["uv", "build", "--package", package, *arguments], cwd=ROOT)
+
+
+def resolve(package: str, wheels: Path) -> list[str]:
+    """Returns the pins that installing `package` means, in an environment that has nothing."""
+    arguments = ["--quiet", "--no-header", "--no-annotate", "--find-links", str(wheels)]
+    # Standing among the wheels and not in the workspace, uv sees no sources and no constraints.
+    python = ["--python", sys.executable]
+    pins = _run(["uv", "pip", "compile", *python, *arguments, "-"], cwd=wheels, stdin=package)
+    return [line.strip() for line in pins.splitlines() if "==" in line]
+
+
+def install(package: str, pins: Sequence[str], wheels: Path, into: Path) -> str:
+    """Installs the pins in a bare environment and tries the package there.
+
+    Returns:
+        What was tried, for people: the import and its time, and the commands.
+    """
+    _run(["uv", "venv", "--quiet", "--python", sys.executable, str(into)], cwd=wheels)
+    python = str(into / "bin" / "python")
+    requirements = wheels / f"{package}.txt"
+    requirements.write_text("\n".join(pins))
+    arguments = ["--quiet", "--no-deps", "--find-links", str(wheels), "-r", str(requirements)]
+    _run(["uv", "pip", "install", "--python", python, *arguments], cwd=wheels)
+    started_s = time.monotonic()
+    _run([python, "-I", "-c", f"import {package.replace('-', '_')}"], cwd=wheels)
+    tried = [f"import in {time.monotonic() - started_s:.1f} s"]
+    for command in commands_of(package, wheels):
+        _run([str(into / "bin" / command), "--help"], cwd=wheels)
+        tried.append(f"{command} --help")
+    return ", ".join(tried)
+
+
+def commands_of(package: str, wheels: Path) -> list[str]:
+    """Returns the names of the commands that a built wheel installs."""
+    (wheel,) = wheels.glob(f"{package.replace('-', '_')}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        named = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
+        entry_points = configparser.ConfigParser(delimiters="=")
+        for name in named:
+            entry_points.read_string(archive.read(name).decode())
+    return list(entry_points["console_scripts"]) if "console_scripts" in entry_points else []
+
+
+def check(package: str, wheels: Path, *, install_it: bool) -> str:
+    """Checks one package whose wheel, like those of its siblings, lies in `wheels`.
+
+    Raises:
+        CheckError: If it breaks its rule, cannot be resolved or, installed, does not work.
+    """
+    rule = RULES[package]
+    pins = resolve(package, wheels)
+    closure = {pin.split("==")[0] for pin in pins}
+    allowed = {package}
+    if rule.same_as:
+        allowed |= {pin.split("==")[0] for pin in resolve(rule.same_as, wheels)}
+    if found := violations(rule, closure, allowed):
+        raise CheckError("; ".join(found))
+    absent = f"no {', '.join(sorted(rule.forbidden))}"
+    verdict = f"{len(closure)} distributions, "
+    verdict += f"all from {rule.same_as}" if rule.same_as else absent
+    if install_it:
+        with tempfile.TemporaryDirectory() as environment:
+            verdict += "; " + install(package, pins, wheels, Path(environment) / "venv")
+    return verdict
+
+
+def _run(command: Sequence[str], *, cwd: Path, stdin: str = "") -> str:
+    # A variable that points at the workspace's environment would let it answer for the bare one.
+    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    done = subprocess.run(
+        command, cwd=cwd, input=stdin, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise CheckError(f"{' '.join(command)} exits {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints one verdict per package; 0 if all keep their rules, else 1."""
+    parser = argparse.ArgumentParser(prog="check_light.py", description="What a wheel drags in.")
+    parser.add_argument("packages", nargs="*", metavar="PACKAGE", help="default: all")
+    parser.add_argument("--install", action="store_true", help="into a bare environment, and try")
+    args = parser.parse_args(argv)
+    packages = args.packages or list(RULES)
+    if unknown := sorted(set(packages) - RULES.keys()):
+        parser.error(f"PACKAGE must be among {', '.join(RULES)}, got {', '.join(unknown)}")
+    num_failed = 0
+    with tempfile.TemporaryDirectory() as directory:
+        wheels = Path(directory)
+        try:
+            build_wheels(list(RULES), wheels)
+        except CheckError as error:
+            print(f"FAIL  {error}")
+            return 1
+        for package in packages:
+            try:
+                print(f"ok    {package}: {check(package, wheels, install_it=args.install)}")
+            except CheckError as error:
+                num_failed += 1
+                print(f"FAIL  {package}: {error}")
+    return 1 if num_failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,94 @@
+import zipfile
+
+import check_light
+import pytest
+
+
+@pytest.fixture
+def wheels(tmp_path):
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    (folder / "uv.toml").write_text("no-index = true\n")
+    make_wheel(folder, "torch", requires=["sympy"])
+    make_wheel(folder, "sympy")
+    make_wheel(folder, "deepspeed")
+    return folder
+
+
+def make_wheel(folder, name, *, requires=(), source="", commands=()):
+    module = name.replace("-", "_")
+    info = f"{module}-0.1.0.dist-info"
+    metadata = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 0.1.0"]
+    metadata += [f"Requires-Dist: {requirement}" for requirement in requires]
+    files = {
+        f"{module}.py": source,
+        f"{info}/METADATA": "\n".join(metadata) + "\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    if commands:
+        lines = ["[console_scripts]", *(f"{command} = {module}:main" for command in commands)]
+        files[f"{info}/entry_points.txt"] = "\n".join(lines) + "\n"
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{module}-0.1.0-py3-none-any.whl", "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+
+
+def test_a_light_package_passes_and_the_verdict_counts_what_it_brings(wheels):
+    make_wheel(wheels, "itg-model", requires=["torch"])
+    verdict = check_light.check("itg-model", wheels, install_it=False)
+    assert verdict.startswith("3 distributions, no datasets, deepspeed, itg-eval")
+
+
+def test_a_forbidden_dependency_of_a_dependency_is_named(wheels):
+    make_wheel(wheels, "helper", requires=["deepspeed"])
+    make_wheel(wheels, "itg-model", requires=["torch", "helper"])
+    with pytest.raises(check_light.CheckError, match=r"^brings deepspeed$"):
+        check_light.check("itg-model", wheels, install_it=False)
+
+
+def test_a_package_with_torch_only_may_bring_what_torch_brings_and_no_more(wheels):
+    make_wheel(wheels, "itg-kernels", requires=["torch"])
+    assert check_light.check("itg-kernels", wheels, install_it=False).endswith("all from torch")
+    make_wheel(wheels, "helper")
+    make_wheel(wheels, "itg-kernels", requires=["torch", "helper"])
+    with pytest.raises(check_light.CheckError, match="brings helper, which torch does not"):
+        check_light.check("itg-kernels", wheels, install_it=False)
+
+
+def test_a_dependency_that_exists_nowhere_fails_with_uv_s_reason(wheels):
+    make_wheel(wheels, "itg-model", requires=["itg-nowhere"])
+    with pytest.raises(check_light.CheckError, match="itg-nowhere was not found"):
+        check_light.check("itg-model", wheels, install_it=False)
+
+
+def test_an_installed_package_is_imported_and_its_commands_asked_for_help(wheels):
+    source = "import sys\ndef main():\n    return 0 if sys.argv[1:] == ['--help'] else 3\n"
+    make_wheel(wheels, "itg-data", source=source, commands=["itg-data", "itg-look"])
+    verdict = check_light.check("itg-data", wheels, install_it=True)
+    assert "; import in " in verdict
+    assert verdict.endswith(" s, itg-data --help, itg-look --help")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import torch\ndef main(): ...\n", "No module named 'torch'"),
+        ("def main():\n    raise SystemExit(7)\n", "itg-data --help exits 7"),
+    ],
+)
+def test_an_installed_package_that_does_not_work_alone_fails(wheels, source, message):
+    make_wheel(wheels, "itg-data", source=source, commands=["itg-data"])
+    with pytest.raises(check_light.CheckError, match=message):
+        check_light.check("itg-data", wheels, install_it=True)
+
+
+def test_every_package_of_the_workspace_has_a_rule():
+    members = {path.parent.name for path in check_light.ROOT.glob("packages/*/pyproject.toml")}
+    assert check_light.RULES.keys() == members
+
+
+def test_an_unknown_package_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        check_light.main(["itg-modle"])
+    assert "got itg-modle" in capsys.readouterr().err
