@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from itg_data.metrics import average_precision, num_selected, recall
 
 

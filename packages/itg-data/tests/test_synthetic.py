@@ -4,7 +4,6 @@ import json
 import av
 import numpy as np
 import pytest
-
 from itg_data.metrics import num_selected, recall
 from itg_data.records import label_frames
 from itg_data.synthetic import (
@@ -37,7 +36,8 @@ def test_heldout_videos_show_only_combinations_that_training_never_shows():
         split: {e.shows for n in range(40) for e in write_script(config, split, n).events}
         for split in ("train", "heldout")
     }
-    assert shown["train"] and shown["heldout"]
+    assert shown["train"]
+    assert shown["heldout"]
     assert not shown["train"] & shown["heldout"]
 
 

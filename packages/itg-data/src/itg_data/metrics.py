@@ -48,7 +48,7 @@ def recall(selected: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     indices = np.unique(np.asarray(selected, dtype=np.int64))
     if not relevant.any():
         raise ValueError("recall needs at least one relevant frame")
-    if len(indices) and not (0 <= indices[0] and indices[-1] < len(relevant)):
+    if len(indices) and not (indices[0] >= 0 and indices[-1] < len(relevant)):
         raise ValueError(f"selected must be in 0..{len(relevant) - 1}, got {indices}")
     return float(relevant[indices].sum() / relevant.sum())
 
