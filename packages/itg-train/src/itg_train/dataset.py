@@ -6,7 +6,7 @@ run that resumes at a step continues exactly where it left off and nothing of th
 """
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,6 +46,17 @@ class VideoSample:
     def num_bytes(self) -> int:
         """Memory that the pixels take."""
         return self.pixels.numel() * self.pixels.element_size()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """What one process learns from in one step."""
+
+    step: int
+    samples: tuple[VideoSample, ...]
+    weight: float
+    """This process's share of the step's questions, times the number of processes: with it, the
+    mean over processes of the mean over a process's questions is the mean over all questions."""
 
 
 class VideoDataset:
@@ -92,12 +103,14 @@ class VideoDataset:
                 open_video(self.root / video).close()
             except VideoError as error:
                 dropped[video] = error.reason
-                logger.warning("dropped with its %d questions: %s", self._num_asked(video), error)
+                num_questions = len(self.by_video[video])
+                logger.warning("dropped with its %d questions: %s", num_questions, error)
         self.videos = [video for video in self.videos if video not in dropped]
         return dropped
 
-    def _num_asked(self, video: str) -> int:
-        return len(self.by_video[video])
+    def count_questions(self, places: Sequence[int]) -> int:
+        """How many questions the videos at these places have together."""
+        return sum(len(self.by_video[self.videos[place]]) for place in places)
 
     def load(self, place: int) -> VideoSample:
         """Decodes the video at a place, or takes it from memory.
@@ -157,13 +170,18 @@ class Order:
             raise ValueError("there is no video to train on: num_videos must be >= 1, got 0")
 
     def places(self, step: int) -> list[int]:
-        """Places of this process's videos in step `step`, counted from 0.
+        """Places of this process's videos in step `step`, counted from 0."""
+        mine = self.rank * self.videos_per_step
+        return self.all_places(step)[mine : mine + self.videos_per_step]
 
-        The processes of a step take consecutive videos of one endless sequence: a permutation of
-        all videos per epoch, one epoch after the other.
+    def all_places(self, step: int) -> list[int]:
+        """Places of all processes' videos in a step.
+
+        They are consecutive in one endless sequence: a permutation of all videos per epoch, one
+        epoch after the other.
         """
-        first = (step * self.world_size + self.rank) * self.videos_per_step
-        return [self._place(i) for i in range(first, first + self.videos_per_step)]
+        size = self.world_size * self.videos_per_step
+        return [self._place(i) for i in range(step * size, (step + 1) * size)]
 
     def _place(self, position: int) -> int:
         epoch, offset = divmod(position, self.num_videos)
@@ -173,25 +191,27 @@ class Order:
 
 def iterate_batches(
     dataset: VideoDataset, order: Order, first_step: int, num_steps: int, num_ahead: int = 2
-) -> Iterator[list[VideoSample]]:
+) -> Iterator[Batch]:
     """Yields the batches of steps `first_step` to `num_steps - 1`, decoding ahead on a thread.
 
     Raises:
         VideoError: A video of the batch cannot be decoded.
     """
-    steps = iter(range(first_step, num_steps))
+
+    def load(step: int) -> Batch:
+        places = order.places(step)
+        num_questions = dataset.count_questions(order.all_places(step))
+        return Batch(
+            step=step,
+            samples=tuple(dataset.load(place) for place in places),
+            weight=order.world_size * dataset.count_questions(places) / num_questions,
+        )
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pending: list[Future[list[VideoSample]]] = []
-
-        def submit() -> None:
-            step = next(steps, None)
-            if step is not None:
-                places = order.places(step)
-                pending.append(pool.submit(lambda: [dataset.load(place) for place in places]))
-
-        for _ in range(num_ahead):
-            submit()
+        pending: deque[Future[Batch]] = deque()
+        for step in range(first_step, num_steps):
+            pending.append(pool.submit(load, step))
+            if len(pending) > num_ahead:
+                yield pending.popleft().result()
         while pending:
-            batch = pending.pop(0).result()
-            submit()
-            yield batch
+            yield pending.popleft().result()

@@ -46,13 +46,14 @@ def train(
         "training", config.num_steps, unit="steps", quiet=not processes.is_first
     )
     with progress as advance, run_dir.metrics.open("a", encoding="utf-8") as metrics:
-        for step, batch in enumerate(batches, start=first_step):
+        for batch in batches:
+            step = batch.step
             started_s = time.perf_counter()
             lr_factor = scale_learning_rate(step, config.num_steps, config.optim)
-            loss = mean_over_processes(engine.train_step((step, batch), lr_factor))
+            loss = mean_over_processes(engine.train_step(batch, lr_factor))
             if not math.isfinite(loss):
                 raise RunError(f"loss is {loss} at step {step}; lower optim.lr")
-            num_questions = processes.world_size * sum(len(s.records) for s in batch)
+            num_questions = prepared.train.count_questions(order.all_places(step))
             rate = num_questions / (time.perf_counter() - started_s)
             if processes.is_first:
                 _write_line(metrics, step, loss, lr_factor * config.optim.lr, engine, rate)

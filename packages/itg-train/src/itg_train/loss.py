@@ -1,7 +1,6 @@
 """What is trained: the grounder with its loss, as one module, so that an engine can wrap it."""
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,16 +9,16 @@ from itg_model.model import FrameGroundingModel
 from torch import Tensor, nn
 
 from itg_train.config import OptimConfig
-from itg_train.dataset import VideoSample
+from itg_train.dataset import Batch, VideoSample
 
 
 class GroundingLoss(nn.Module):
     """The loss of a batch of videos with all of their questions.
 
     Per question it is the reference's loss with one sample per process: binary cross entropy over
-    the frames, relevant frames weighted by min(5, sqrt(negatives / positives)); the batch's loss
-    is the mean over questions. Unlike there, a question that the whole video answers still teaches
-    (see `itg_kernels.frame_bce_loss`).
+    the frames, relevant frames weighted by min(5, sqrt(negatives / positives)). The batch's loss
+    is the mean over its questions, times its weight (see `Batch`). Unlike there, a question that
+    the whole video answers still teaches (see `itg_kernels.frame_bce_loss`).
 
     Args:
         model: The grounder.
@@ -37,22 +36,22 @@ class GroundingLoss(nn.Module):
         self.random_side_seed = random_side_seed
         model.tower.requires_grad_(train_tower)
 
-    def forward(self, batch: tuple[int, Sequence[VideoSample]]) -> Tensor:
-        """Loss of (step, videos): a float32 scalar."""
-        step, samples = batch
+    def forward(self, batch: Batch) -> Tensor:
+        """The batch's loss times its weight: a float32 scalar."""
         device, dtype = self.model.device, self.model.head.weight.dtype
         features, input_ids, labels = [], [], []
-        for place, sample in enumerate(samples):
+        for place, sample in enumerate(batch.samples):
             with torch.set_grad_enabled(self.train_tower and torch.is_grad_enabled()):
                 encoded = self.model.encode_frames(
-                    sample.pixels.to(device, dtype), self._side(step, place, sample)
+                    sample.pixels.to(device, dtype), self._side(batch.step, place, sample)
                 )
             features += [encoded] * len(sample.input_ids)
             input_ids += [ids.to(device) for ids in sample.input_ids]
             labels += [label.to(device) for label in sample.labels]
         logits = self.model.score_batch(features, input_ids)
         ends = torch.tensor([0, *map(len, labels)], device=device).cumsum(0)
-        return frame_bce_loss(torch.cat(logits), torch.cat(labels), cu_samples=ends)
+        loss = frame_bce_loss(torch.cat(logits), torch.cat(labels), cu_samples=ends)
+        return loss * batch.weight
 
     def _side(self, step: int, place: int, sample: VideoSample) -> int | None:
         if self.random_side_seed is None or not self.training:

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+from itg_model.model import FrameGroundingModel
+from itg_train import evaluate as evaluation
+from itg_train.evaluate import evaluate, format_table
+
+
+@pytest.fixture
+def report(tiny_model_config, make_dataset):
+    torch.manual_seed(0)
+    model = FrameGroundingModel(tiny_model_config)
+    told = []
+    found = evaluate(model, make_dataset(), seed=0, advance=lambda done, note: told.append(done))
+    assert told == [1, 2, 3]
+    return found
+
+
+def test_every_question_counts_once_for_its_type_and_once_for_all(report, make_dataset):
+    counts = {name: of_type["grounder"]["num_questions"] for name, of_type in report.items()}
+    total = counts.pop("all")
+    assert total == sum(counts.values()) == sum(map(len, make_dataset().by_video.values()))
+
+
+def test_scores_that_are_the_labels_are_perfect_and_their_negative_is_not(
+    tiny_model_config, make_dataset, monkeypatch
+):
+    for sign, expected in ((1, 1.0), (-1, None)):
+        monkeypatch.setattr(
+            evaluation,
+            "_score_questions",
+            lambda model, sample, sign=sign: [sign * label.numpy() for label in sample.labels],
+        )
+        model = FrameGroundingModel(tiny_model_config)
+        found = evaluate(model, make_dataset(), 0, lambda done, note: None)
+        precision = found["semantic"]["grounder"]["average_precision"]
+        if expected is None:
+            assert precision < 0.5
+            assert found["semantic"]["grounder"]["recall@5%"] == 0
+        else:
+            assert precision == expected
+
+
+def test_chance_finds_about_its_share(report):
+    assert report["all"]["random"]["recall@20%"] == pytest.approx(0.25, abs=0.08)
+    assert "average_precision" not in report["all"]["uniform"]
+
+
+def test_the_table_shows_every_method_and_all_questions_last(report):
+    lines = format_table(report).splitlines()
+    assert lines[-1].split()[0] == "all"
+    assert len(lines) == 1 + sum(map(len, report.values()))
+    assert "-" in lines[-2].split()
+
+
+def test_a_model_on_unseen_weights_is_no_better_than_chance_by_construction(report):
+    assert np.isfinite(report["all"]["grounder"]["average_precision"])
+    assert report["all"]["grounder"]["recall@10%"] < 0.5

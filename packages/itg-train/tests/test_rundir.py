@@ -1,0 +1,44 @@
+import dataclasses
+import json
+
+import pytest
+from itg_train.recipes import scripted_small
+from itg_train.rundir import RunDir, RunError, describe_origin
+
+
+@pytest.fixture
+def config(tmp_path):
+    return dataclasses.replace(scripted_small(), run_dir=tmp_path / "run")
+
+
+def test_a_run_writes_its_whole_config_and_where_the_code_came_from(config):
+    RunDir(config.run_dir).claim("scripted-small", config)
+    described = json.loads((config.run_dir / "config.json").read_text())
+    assert described["recipe"] == "scripted-small"
+    assert described["config"]["model"]["text"]["hidden_size"] == config.model.text.hidden_size
+    origin = json.loads((config.run_dir / "provenance.json").read_text())
+    assert origin["packages"]["torch"] == describe_origin()["packages"]["torch"] is not None
+
+
+def test_the_same_run_may_go_on_and_another_may_not(config):
+    RunDir(config.run_dir).claim("scripted-small", config)
+    RunDir(config.run_dir).claim("scripted-small", config)
+    changed = dataclasses.replace(config, num_steps=7)
+    with pytest.raises(RunError, match=r"num_steps is 600, not 7.*--run-dir"):
+        RunDir(config.run_dir).claim("scripted-small", changed)
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(config):
+    config.run_dir.mkdir()
+    (config.run_dir / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="not empty and not a run"):
+        RunDir(config.run_dir).claim("scripted-small", config)
+    assert [path.name for path in config.run_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_metrics_of_steps_taken_again_and_half_a_line_are_cut(tmp_path):
+    run_dir = RunDir(tmp_path)
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(5)]
+    run_dir.metrics.write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    run_dir.cut_metrics(3)
+    assert run_dir.metrics.read_text() == "\n".join(lines[:3]) + "\n"
