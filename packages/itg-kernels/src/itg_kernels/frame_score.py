@@ -36,6 +36,7 @@ class ForwardConfig:
     rows_per_item: int = 32
     num_warps: int = 8
     num_stages: int = 1
+    max_registers: int | None = None
 
 
 FORWARD = ForwardConfig()
@@ -390,6 +391,7 @@ def _sum_rows(
         num_rows, num_frames, num_slices, width, hidden.stride(0),
         0 if residual is None else residual.stride(0), eps,
         launch.cu_stride, residual is not None, save, num_slices == 1, block_d >= width,
-        config.block_rows, block_d, config.num_stages, num_warps=config.num_warps,
+        config.block_rows, block_d, config.num_stages,
+        num_warps=config.num_warps, maxnreg=config.max_registers,
     )  # fmt: skip
     return launch

@@ -29,6 +29,7 @@ class BackwardConfig:
     programs_per_sm: int = 2
     num_warps: int = 4
     num_stages: int = 1
+    max_registers: int | None = None
     finish_columns: int = 32
 
 
@@ -160,7 +161,8 @@ def score_backward(
                 num_rows, per_program, width, hidden.stride(0),
                 0 if residual is None else residual.stride(0),
                 residual is not None, grad_scale is not None, config.block_rows, block_d,
-                config.num_stages, num_warps=config.num_warps,
+                config.num_stages,
+                num_warps=config.num_warps, maxnreg=config.max_registers,
             )  # fmt: skip
         _finish_weights_kernel[(triton.cdiv(width, config.finish_columns) + 1,)](
             grad_u, grad_logits, scale, norm_weight, head_weight,

@@ -221,8 +221,8 @@ def topk_chronological(
     """
     _check_topk_inputs(scores, k, valid, lengths, min_gap, times_s)
     fits = min_gap is None or scores.shape[-1] <= _MAX_SPACED_T
-    backend = _resolve_for(backend, scores, fits, f"min_gap on more than {_MAX_SPACED_T} frames")
-    choose = _topk_triton if backend == "triton" else _topk_torch
+    resolved = _resolve_for(backend, scores, fits, f"min_gap on more than {_MAX_SPACED_T} frames")
+    choose = _topk_triton if resolved == "triton" else _topk_torch
     rows = (scores if scores.dim() == 2 else scores[None]).detach()
     valid = None if valid is None else valid.reshape(rows.shape)
     lengths = None if lengths is None else lengths.reshape(-1)
