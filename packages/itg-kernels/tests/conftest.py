@@ -28,20 +28,34 @@ class Target:
         return self.backend == "triton" and self.device == "cpu"
 
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_ON_CPU = Target("triton" if _INTERPRETED else "torch", "cpu")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_ON_CPU = Target("triton" if INTERPRETED else "torch", "cpu")
 _TARGETS = [
     pytest.param(_ON_CPU, id=f"{_ON_CPU.backend}-cpu"),
     *(
         pytest.param(Target(backend, "cuda"), id=f"{backend}-cuda", marks=pytest.mark.gpu)
         for backend in ("torch", "triton")
-        if not _INTERPRETED
+        if not INTERPRETED
     ),
 ]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if INTERPRETED:
+        # Triton's interpreter hands one-element arrays to range(); NumPy before 2.4 only warns.
+        config.addinivalue_line(
+            "filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning"
+        )
+
+
 @pytest.fixture(params=_TARGETS)
 def target(request: pytest.FixtureRequest) -> Target:
+    return request.param
+
+
+@pytest.fixture(params=[param for param in _TARGETS if param.values[0].backend == "triton"])
+def triton_target(request: pytest.FixtureRequest) -> Target:
+    """For what only the kernels promise."""
     return request.param
 
 

@@ -1,6 +1,12 @@
 import pytest
 import torch
-from itg_kernels import frame_score, frame_score_loss, resolve_backend
+from itg_kernels import (
+    frame_bce_loss,
+    frame_score,
+    frame_score_loss,
+    resolve_backend,
+    topk_chronological,
+)
 
 EPS = 1e-6
 
@@ -13,6 +19,8 @@ def literal_logits(hidden, norm_weight, head_weight, head_bias, spans, residual=
         normed[start:end].mean(0) if end > start else torch.zeros_like(normed[0])
         for start, end in spans
     ]
+    if not means:
+        return x.new_zeros(0)
     return torch.stack(means) @ head_weight.reshape(-1) + head_bias.reshape(())
 
 
@@ -52,7 +60,7 @@ def layout(name, device, dtype=torch.int32):
 
 def worst(values, truth):
     assert values.isfinite().all()
-    return (values.double().cpu() - truth.cpu()).abs().max().item() if truth.numel() else 0.0
+    return (values.double() - truth).abs().max().item() if truth.numel() else 0.0
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -60,15 +68,195 @@ def worst(values, truth):
 def test_logits_are_those_of_norm_then_mean_then_linear(name, width, target):
     num_rows, cu_frames = layout(name, target.device)
     inputs = make_inputs(num_rows, width, device=target.device)
-    truth = (
-        literal_logits(*[t.double() for t in inputs], spans_of(cu_frames))
-        if num_rows and len(spans_of(cu_frames))
-        else torch.zeros(0)
-    )
+    truth = literal_logits(*[t.double() for t in inputs], spans_of(cu_frames))
     logits = frame_score(*inputs, cu_frames, eps=EPS, backend=target.backend)
     assert logits.dtype == torch.float32
     assert logits.shape == (len(spans_of(cu_frames)),)
     assert worst(logits, truth) <= 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["uniform", "packed-with-text-between"])
+def test_logits_err_at_most_twice_as_much_as_torch(name, dtype, target):
+    num_rows, cu_frames = layout(name, target.device, torch.int64)
+    inputs = make_inputs(num_rows, 208, dtype, target.device)
+    residual = torch.randn_like(inputs[0])
+    doubles = [t.double() for t in inputs]
+    truth = literal_logits(*doubles, spans_of(cu_frames), residual.double())
+    by_torch = frame_score(*inputs, cu_frames, residual=residual, backend="torch")
+    logits = frame_score(*inputs, cu_frames, residual=residual, backend=target.backend)
+    assert worst(logits, truth) <= 2 * worst(by_torch, truth) + 1e-6
+    # Sixteen-bit input costs nothing once it is there: the error stays that of float32 sums.
+    assert worst(logits, truth) <= 4e-6
+
+
+def gradients(score, inputs, residual, grad_logits):
+    leaves = [t.detach().clone().requires_grad_() for t in (*inputs, residual)]
+    logits = score(*leaves)
+    return torch.autograd.grad(logits, leaves, grad_logits.to(logits.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "no-frames"])
+def test_gradients_err_at_most_twice_as_much_as_torch(name, dtype, target):
+    num_rows, cu_frames = layout(name, target.device)
+    inputs = make_inputs(num_rows, 96, dtype, target.device)
+    residual = torch.randn_like(inputs[0])
+    spans = spans_of(cu_frames)
+    grad_logits = torch.randn(len(spans), device=target.device)
+
+    def score(backend):
+        return lambda h, n, w, b, r: frame_score(h, n, w, b, cu_frames, residual=r, backend=backend)
+
+    truths = gradients(
+        lambda h, n, w, b, r: literal_logits(h, n, w, b, spans, r),
+        [t.double() for t in inputs], residual.double(), grad_logits,
+    )  # fmt: skip
+    by_torch = gradients(score("torch"), inputs, residual, grad_logits)
+    got = gradients(score(target.backend), inputs, residual, grad_logits)
+    # Triton's interpreter stores bfloat16 by truncation: off by up to a unit in the last place.
+    truncation = 2**-7 if target.tiny and dtype == torch.bfloat16 else 0
+    for values, reference_values, truth in zip(got, by_torch, truths, strict=True):
+        assert values.dtype == dtype
+        allowed = 2 * worst(reference_values, truth) + truncation * truth.abs().max().item()
+        assert worst(values, truth) <= allowed + 1e-6
+
+
+def test_text_rows_get_a_gradient_of_zero_even_where_they_are_not_finite(triton_target):
+    num_rows, cu_frames = layout("packed-with-text-between", triton_target.device)
+    hidden, *weights = make_inputs(num_rows, 64, device=triton_target.device)
+    in_frame = torch.zeros(num_rows, dtype=torch.bool, device=triton_target.device)
+    for start, end in spans_of(cu_frames):
+        in_frame[start:end] = True
+    hidden[~in_frame] = torch.nan
+    leaves = [t.requires_grad_() for t in (hidden, *weights)]
+    frame_score(*leaves, cu_frames, backend=triton_target.backend).sum().backward()
+    assert (hidden.grad[~in_frame] == 0).all()
+    assert (hidden.grad[in_frame] != 0).any(1).all()
+    assert all(t.grad.isfinite().all() for t in leaves)
+
+
+def test_no_frames_give_gradients_of_zero(target):
+    num_rows, cu_frames = layout("no-frames", target.device)
+    leaves = [t.requires_grad_() for t in make_inputs(num_rows, 64, device=target.device)]
+    logits = frame_score(*leaves, cu_frames, backend=target.backend)
+    logits.sum().backward()
+    assert all((t.grad == 0).all() for t in leaves)
+
+
+def test_rows_may_be_strided_and_weights_may_come_as_a_linear_layers(target):
+    num_rows, cu_frames = layout("uniform", target.device)
+    hidden, norm_weight, head_weight, head_bias = make_inputs(num_rows, 64, device=target.device)
+    plain = frame_score(
+        hidden, norm_weight, head_weight, head_bias, cu_frames, backend=target.backend
+    )
+    wide = torch.full((num_rows, 100), torch.nan, device=target.device)
+    wide[:, 20:84] = hidden
+    tall = hidden.t().contiguous().t()
+    for view in (wide[:, 20:84], tall):
+        assert not view.is_contiguous()
+        strided = frame_score(
+            view, norm_weight, head_weight[None], head_bias[None], cu_frames,
+            backend=target.backend,
+        )  # fmt: skip
+        torch.testing.assert_close(strided, plain)
+
+
+def test_two_runs_give_the_same_bits(target):
+    num_rows, cu_frames = layout("ragged-with-text-around", target.device)
+    inputs = make_inputs(num_rows, 80, torch.bfloat16, target.device)
+    labels = torch.arange(len(spans_of(cu_frames)), device=target.device) % 2
+
+    def run():
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        loss, logits = frame_score_loss(*leaves, cu_frames, labels, backend=target.backend)
+        return [loss, logits, *torch.autograd.grad(loss, leaves)]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "name", ["uniform", "packed-with-text-between", "one-long-frame-among-short"]
+)
+def test_the_fused_loss_and_its_gradients_are_those_of_score_then_loss(name, per_sample, target):
+    num_rows, cu_frames = layout(name, target.device)
+    inputs = make_inputs(num_rows, 80, device=target.device)
+    num_frames = len(spans_of(cu_frames))
+    labels = (torch.arange(num_frames, device=target.device) % 3 == 0).to(torch.int64)
+    cu_samples = None
+    if per_sample:
+        cu_samples = torch.tensor([0, 2, 2, num_frames], device=target.device, dtype=torch.int32)
+    grad_logits = torch.randn(num_frames, device=target.device)
+
+    def run(fused, backend, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in inputs]
+        if fused:
+            loss, logits = frame_score_loss(
+                *leaves, cu_frames, labels, cu_samples=cu_samples, backend=backend
+            )
+        else:
+            logits = frame_score(*leaves, cu_frames, backend=backend)
+            loss = frame_bce_loss(logits, labels, cu_samples=cu_samples)
+        loss_grads = torch.autograd.grad(loss, leaves, retain_graph=True)
+        both = loss * 3 + (logits * grad_logits).sum()
+        return loss, logits, *loss_grads, *torch.autograd.grad(both, leaves)
+
+    truths = run(fused=False, backend="torch", dtype=torch.float64)
+    got = run(fused=True, backend=target.backend, dtype=torch.float32)
+    for values, truth in zip(got, truths, strict=True):
+        torch.testing.assert_close(values.double(), truth, rtol=2e-5, atol=2e-6)
+
+
+def test_an_all_positive_batch_learns_through_the_fused_loss(target):
+    num_rows, cu_frames = layout("uniform", target.device)
+    leaves = [t.requires_grad_() for t in make_inputs(num_rows, 64, device=target.device)]
+    labels = torch.ones(6, dtype=torch.bool, device=target.device)
+    loss, _ = frame_score_loss(*leaves, cu_frames, labels, backend=target.backend)
+    loss.backward()
+    assert leaves[3].grad.item() < 0
+    muted, _ = frame_score_loss(*leaves, cu_frames, labels, min_negatives=0, backend=target.backend)
+    assert muted.item() == 0.0
+
+
+def test_the_operators_keep_pytorchs_rules_for_operators(triton_target):
+    num_rows, cu_frames = layout("packed-with-text-between", triton_target.device)
+    leaves = [t.requires_grad_() for t in make_inputs(num_rows, 64, device=triton_target.device)]
+    hidden, *weights = leaves
+    residual = torch.randn_like(hidden).requires_grad_()
+    labels = torch.tensor([1, 0, 0, 1, 0], device=triton_target.device)
+    ops = torch.ops.itg_kernels
+    torch.library.opcheck(
+        ops.frame_score.default, (hidden, residual, *weights, cu_frames, EPS, True)
+    )
+    torch.library.opcheck(
+        ops.frame_score_loss.default,
+        (hidden, None, *weights, cu_frames, labels, None, 5.0, 1, EPS, True),
+    )
+    scores = torch.randn(2, 9, device=triton_target.device)
+    torch.library.opcheck(ops.topk_chronological.default, (scores, 3, None, None))
+    torch.library.opcheck(ops.topk_spaced.default, (scores, 3, None, None, None, 2.0))
+
+
+def test_scoring_loss_and_selection_compile_into_one_graph(target):
+    num_rows, cu_frames = layout("packed-with-text-between", target.device)
+    leaves = [t.requires_grad_() for t in make_inputs(num_rows, 64, device=target.device)]
+    labels = torch.tensor([1, 0, 0, 1, 0], device=target.device)
+
+    def step(*inputs):
+        loss, logits = frame_score_loss(*inputs, cu_frames, labels, backend=target.backend)
+        again = frame_score(*inputs, cu_frames, backend=target.backend)
+        picks, _ = topk_chronological(again, 2, min_gap=2, backend=target.backend)
+        return loss, logits, again, picks
+
+    eager = step(*leaves)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(*leaves)
+    for got, expected in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(got, expected)
+    for got, expected in zip(
+        torch.autograd.grad(compiled[0], leaves), torch.autograd.grad(eager[0], leaves), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
 
 
 def test_gradients_agree_with_finite_differences():
@@ -87,8 +275,112 @@ def test_gradients_of_the_fused_loss_agree_with_finite_differences():
     assert torch.autograd.gradcheck(lambda *t: frame_score_loss(*t, cu_frames, labels), inputs)
 
 
-def test_the_backend_chosen_on_a_cpu_is_torch():
+def test_auto_is_torch_on_a_cpu():
     assert resolve_backend("auto", "cpu") == "torch"
+    assert resolve_backend("torch", "cpu") == "torch"
+
+
+@pytest.mark.gpu
+def test_auto_is_triton_on_a_gpu_unless_the_input_is_float64():
+    assert resolve_backend("auto", "cuda") == "triton"
+    num_rows, cu_frames = layout("uniform", "cuda")
+    doubles = make_inputs(num_rows, 64, torch.float64, "cuda")
+    assert frame_score(*doubles, cu_frames).dtype == torch.float64
+    with pytest.raises(ValueError, match="backend 'triton' does not take float64"):
+        frame_score(*doubles, cu_frames, backend="triton")
+
+
+def test_triton_asked_for_by_name_never_becomes_torch(monkeypatch):
+    monkeypatch.setattr("itg_kernels.ops._INTERPRETED", False)
+    num_rows, cu_frames = layout("uniform", "cpu")
+    with pytest.raises(ValueError, match="backend 'triton' cannot run on cpu: it needs a GPU"):
+        frame_score(*make_inputs(num_rows, 64), cu_frames, backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("num_rows", "cu_frames"),
+    [
+        (12950, boundaries([25] * 512)),
+        (15700, boundaries([121] * 128, first=7)),
+        (16500, boundaries([256] * 64)),
+        (16384, boundaries([729] * 22, first=100)),
+        (9000, boundaries([1] * 9000)),
+        (9000, [0, 9000]),
+        (32768, [[i * 100, i * 100 + i % 90] for i in range(327)]),
+    ],
+    ids=["512x25", "128x121", "64x256", "22x729", "9000x1", "1x9000", "packed-ragged"],
+)
+def test_real_sizes_err_at_most_twice_as_much_as_torch(num_rows, cu_frames):
+    cu_frames = torch.tensor(cu_frames, dtype=torch.int32, device="cuda")
+    inputs = make_inputs(num_rows, 3584, torch.bfloat16, "cuda")
+    num_frames = len(spans_of(cu_frames))
+    labels = (torch.arange(num_frames, device="cuda") % 7 == 0).float()
+
+    def run(backend, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in inputs]
+        loss, logits = frame_score_loss(*leaves, cu_frames, labels, backend=backend)
+        return loss, logits, *torch.autograd.grad(loss, leaves)
+
+    truths = run("torch", torch.float64)
+    by_torch = run("torch", torch.bfloat16)
+    got = run("triton", torch.bfloat16)
+    for values, reference_values, truth in zip(got, by_torch, truths, strict=True):
+        assert worst(values, truth) <= 2 * worst(reference_values, truth) + 1e-6
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_two_to_the_31_are_right():
+    stride, width, num_rows = 2**27, 256, 24
+    wide = torch.empty_strided((num_rows, width), (stride, 1), dtype=torch.bfloat16, device="cuda")
+    inputs = make_inputs(num_rows, width, torch.bfloat16, "cuda")
+    wide.copy_(inputs[0])
+    cu_frames = torch.tensor([3, 9, 24], device="cuda")
+    far = [t.requires_grad_() for t in (wide, *inputs[1:])]
+    near = [t.detach().clone().requires_grad_() for t in inputs]
+    logits = frame_score(*far, cu_frames, backend="triton")
+    expected = frame_score(*near, cu_frames, backend="triton")
+    assert torch.equal(logits, expected)
+    grads = torch.autograd.grad(logits.sum(), far)
+    for got, wanted in zip(grads, torch.autograd.grad(expected.sum(), near), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_of_scoring_and_selection_replays_on_new_values():
+    cu_frames = torch.tensor(boundaries([25] * 40, first=3), device="cuda")
+    inputs = make_inputs(1010, 512, torch.bfloat16, "cuda")
+
+    def select():
+        logits = frame_score(*inputs, cu_frames)
+        return logits, *topk_chronological(logits, 8)
+
+    select()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = select()
+    inputs[0].copy_(torch.randn_like(inputs[0]))
+    graph.replay()
+    for got, expected in zip(captured, select(), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_device():
+    cu_frames = torch.tensor(boundaries([25] * 40), device="cuda", dtype=torch.int32)
+    inputs = [t.requires_grad_() for t in make_inputs(1000, 512, torch.bfloat16, "cuda")]
+    labels = torch.arange(40, device="cuda") % 2
+    cu_samples = torch.tensor([0, 10, 40], device="cuda")
+    for warm in (True, False):
+        torch.cuda.set_sync_debug_mode("default" if warm else "error")
+        try:
+            loss, logits = frame_score_loss(*inputs, cu_frames, labels, cu_samples=cu_samples)
+            loss.backward()
+            topk_chronological(logits, 8)
+            topk_chronological(logits, 8, min_gap=3)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(

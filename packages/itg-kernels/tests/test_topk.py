@@ -158,6 +158,63 @@ def test_min_gap_counts_seconds_where_times_are_given(target):
     check(*got, expected, 6)
 
 
+@pytest.mark.parametrize("kind", ["normal", "quantised", "nan"])
+def test_rows_longer_than_a_block_are_exact_too(kind, triton_target):
+    from itg_kernels.topk import topk
+
+    scores = rows_of(kind, 2, 150)
+    expected = [sort_truth(row, 40) for row in scores.tolist()]
+    check(*topk(scores.to(triton_target.device), 40, None, None, max_block_t=64), expected, 40)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("num_rows", "num_frames", "k"),
+    [
+        (64, 512, 32),
+        (256, 4096, 64),
+        (3, 1000, 128),
+        (3, 4096, 4096),
+        (2, 20000, 300),
+        (1, 300000, 9),
+    ],
+    ids=str,
+)
+def test_real_sizes_are_exact(kind, num_rows, num_frames, k):
+    scores = rows_of(kind, num_rows, num_frames).cuda()
+    lengths = torch.randint(0, num_frames + 1, (num_rows,), device="cuda")
+    for options in ({}, {"lengths": lengths}):
+        got = topk_chronological(scores, k, backend="triton", **options)
+        expected = topk_chronological(scores, k, backend="torch", **options)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    if num_frames <= 4096:
+        got = topk_chronological(scores, 32, min_gap=5, backend="triton")
+        expected = topk_chronological(scores, 32, min_gap=5, backend="torch")
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_strided_scores_and_times_are_read_where_they_lie(target):
+    scores = torch.randn(30, 3).round().to(target.device)
+    times = torch.rand(30, 3, dtype=torch.float64).cumsum(0).to(target.device)
+    got = topk_chronological(scores.t(), 7, min_gap=1.0, times_s=times.t(), backend=target.backend)
+    expected = [
+        greedy_truth(row, 7, t, 1.0)
+        for row, t in zip(scores.t().tolist(), times.t().tolist(), strict=True)
+    ]
+    check(*got, expected, 7)
+    plain = topk_chronological(scores.t(), 7, backend=target.backend)
+    check(*plain, [sort_truth(row, 7) for row in scores.t().tolist()], 7)
+
+
+def test_a_gap_is_compared_in_float64(target):
+    # The float32 neighbour of 0.1 lies above it: rounded, the gap would drop the second frame.
+    times = torch.tensor([0.0, 0.1], dtype=torch.float64, device=target.device)
+    scores = torch.zeros(2, device=target.device)
+    _, count = topk_chronological(scores, 2, min_gap=0.1, times_s=times, backend=target.backend)
+    assert count.item() == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

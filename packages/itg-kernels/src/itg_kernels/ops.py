@@ -1,30 +1,62 @@
 """The public operations: arguments checked, backend chosen.
 
+The Triton backend runs through the operators of `custom_ops`, the torch backend is `reference`.
+
 None of them reads a tensor's values on the host when the tensors lie on a GPU, so none waits for
 the device. On the CPU, where looking is free, spans and lengths are checked as well.
 """
 
+import importlib.util
+import os
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from itg_kernels import custom_ops as custom_ops  # registers the operators
 from itg_kernels import reference
 
 Backend = Literal["auto", "torch", "triton"]
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# The longest row that the spaced kernel holds, `topk.MAX_SPACED_T`, known without Triton.
+_MAX_SPACED_T = 32768
 
 
 def resolve_backend(backend: Backend, device: torch.device | str) -> str:
     """The backend that a call with `backend` uses for tensors on `device`: "torch" or "triton".
 
+    "auto" is "triton" on NVIDIA GPUs of compute capability 8.0 and above where Triton is
+    installed, else "torch". Two inputs that no kernel takes also make "auto" choose "torch":
+    float64, and `min_gap` on more than 32768 frames.
+
     Raises:
         ValueError: if the backend is unknown, or was asked for by name and cannot run there.
     """
+    device = torch.device(device)
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(f"backend must be 'auto', 'torch' or 'triton', got {backend!r}")
-    if backend == "triton":
-        raise ValueError(f"backend 'triton' cannot run on {torch.device(device)} in this version")
-    return "torch"
+    if backend == "torch":
+        return "torch"
+    obstacle = _triton_obstacle(device)
+    if backend == "triton" and obstacle:
+        raise ValueError(f"backend 'triton' cannot run on {device}: {obstacle}")
+    # The interpreter is for tests, which ask for it by name.
+    if backend == "auto" and (obstacle or device.type == "cpu"):
+        return "torch"
+    return "triton"
+
+
+def _triton_obstacle(device: torch.device) -> str | None:
+    if not _HAS_TRITON:
+        return "triton is not installed"
+    if device.type == "cpu":
+        return None if _INTERPRETED else "it needs a GPU, or TRITON_INTERPRET=1 for its interpreter"
+    if device.type != "cuda" or torch.version.cuda is None:
+        return "only NVIDIA GPUs are supported"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"compute capability {major}.{minor} is below 8.0"
 
 
 def frame_score(
@@ -64,10 +96,12 @@ def frame_score(
             the rows, is reversed, or overlaps the one before it.
     """
     _check_score_inputs(hidden, norm_weight, head_weight, head_bias, cu_frames, residual)
-    resolve_backend(backend, hidden.device)
-    return reference.frame_scores(
-        hidden, norm_weight, head_weight, head_bias, cu_frames, residual=residual, eps=eps
-    )
+    if _resolve_for(backend, hidden, hidden.dtype != torch.float64, "float64") == "torch":
+        return reference.frame_scores(
+            hidden, norm_weight, head_weight, head_bias, cu_frames, residual=residual, eps=eps
+        )
+    inputs = _kernel_inputs(hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
+    return torch.ops.itg_kernels.frame_score(*inputs, eps, _needs_gradient(*inputs))[0]
 
 
 def frame_bce_loss(
@@ -130,7 +164,15 @@ def frame_score_loss(
     _check_score_inputs(hidden, norm_weight, head_weight, head_bias, cu_frames, residual)
     num_frames = cu_frames.shape[0] - (1 if cu_frames.dim() == 1 else 0)
     _check_loss_inputs(num_frames, labels, cu_samples)
-    resolve_backend(backend, hidden.device)
+    if _resolve_for(backend, hidden, hidden.dtype != torch.float64, "float64") == "triton":
+        inputs = _kernel_inputs(hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
+        labels = labels.contiguous()
+        cu_samples = None if cu_samples is None else cu_samples.contiguous()
+        loss, logits, *_ = torch.ops.itg_kernels.frame_score_loss(
+            *inputs, labels, cu_samples, max_pos_weight, min_negatives, eps,
+            _needs_gradient(*inputs),
+        )  # fmt: skip
+        return loss, logits
     logits = reference.frame_scores(
         hidden, norm_weight, head_weight, head_bias, cu_frames, residual=residual, eps=eps
     )
@@ -178,21 +220,80 @@ def topk_chronological(
         ValueError: if an argument is out of range or shapes do not fit together.
     """
     _check_topk_inputs(scores, k, valid, lengths, min_gap, times_s)
-    resolve_backend(backend, scores.device)
-    rows = scores if scores.dim() == 2 else scores[None]
+    fits = min_gap is None or scores.shape[-1] <= _MAX_SPACED_T
+    resolved = _resolve_for(backend, scores, fits, f"min_gap on more than {_MAX_SPACED_T} frames")
+    choose = _topk_triton if resolved == "triton" else _topk_torch
+    rows = (scores if scores.dim() == 2 else scores[None]).detach()
+    valid = None if valid is None else valid.reshape(rows.shape)
+    lengths = None if lengths is None else lengths.reshape(-1)
+    times = None if times_s is None else times_s.double().expand(rows.shape)
+    indices, counts = choose(rows, k, valid, lengths, times, min_gap)
+    return (indices, counts) if scores.dim() == 2 else (indices[0], counts[0])
+
+
+def _topk_triton(
+    rows: Tensor,
+    k: int,
+    valid: Tensor | None,
+    lengths: Tensor | None,
+    times: Tensor | None,
+    min_gap: float | None,
+) -> tuple[Tensor, Tensor]:
+    if min_gap is None:
+        return torch.ops.itg_kernels.topk_chronological(rows, k, valid, lengths)
+    return torch.ops.itg_kernels.topk_spaced(rows, k, valid, lengths, times, min_gap)
+
+
+def _topk_torch(
+    rows: Tensor,
+    k: int,
+    valid: Tensor | None,
+    lengths: Tensor | None,
+    times: Tensor | None,
+    min_gap: float | None,
+) -> tuple[Tensor, Tensor]:
     index = torch.arange(rows.shape[1], device=rows.device)
     if lengths is not None:
-        mask = index < lengths.reshape(-1, 1)
-    elif valid is not None:
-        mask = valid.reshape(rows.shape)
-    else:
-        mask = torch.ones_like(rows, dtype=torch.bool)
+        valid = index < lengths[:, None]
+    elif valid is None:
+        valid = torch.ones_like(rows, dtype=torch.bool)
     if min_gap is None:
-        indices, counts = reference.topk_chronological(rows, k, mask)
-    else:
-        times = (index if times_s is None else times_s.double()).expand(rows.shape)
-        indices, counts = reference.topk_spaced(rows, k, mask, times, min_gap)
-    return (indices, counts) if scores.dim() == 2 else (indices[0], counts[0])
+        return reference.topk_chronological(rows, k, valid)
+    times = index.expand(rows.shape) if times is None else times
+    return reference.topk_spaced(rows, k, valid, times, min_gap)
+
+
+def _resolve_for(backend: Backend, tensor: Tensor, fits: bool, what: str) -> str:
+    """`resolve_backend`, and what the kernels do not take goes to torch unless they were named."""
+    resolved = resolve_backend(backend, tensor.device)
+    if resolved == "triton" and not fits:
+        if backend == "triton":
+            raise ValueError(f"backend 'triton' does not take {what}")
+        return "torch"
+    return resolved
+
+
+def _kernel_inputs(
+    hidden: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor,
+    cu_frames: Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    """Rows may be strided, everything else must lie side by side; what does not is copied."""
+    return (
+        hidden if hidden.stride(1) == 1 else hidden.contiguous(),
+        residual if residual is None or residual.stride(1) == 1 else residual.contiguous(),
+        norm_weight.contiguous(),
+        head_weight.contiguous(),
+        head_bias,
+        cu_frames.contiguous(),
+    )
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _check_score_inputs(

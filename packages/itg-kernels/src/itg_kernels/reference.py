@@ -63,48 +63,10 @@ def frame_scores(
     # where index_add would race.
     boundaries = torch.stack([starts, ends], dim=1).reshape(-1).long()
     if boundaries.numel() == 0:
-        return head_bias.to(dtype).reshape(1).expand(0) + hidden.new_zeros(0, dtype=dtype)
+        # Empty, but still a function of its inputs, so that backward gives zeros and not None.
+        return (rstd * proj)[:0] + head_bias.to(dtype).reshape(1)[:0]
     sums = torch.segment_reduce(rstd * proj, "sum", offsets=boundaries, axis=0, initial=0.0)[::2]
     return sums / (ends - starts).clamp(min=1) + head_bias.to(dtype).reshape(())
-
-
-def frame_score_gradients(
-    grad_logits: Tensor,
-    hidden: Tensor,
-    norm_weight: Tensor,
-    head_weight: Tensor,
-    cu_frames: Tensor,
-    *,
-    residual: Tensor | None = None,
-    eps: float = 1e-6,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `frame_scores` in closed form, as the kernel computes them.
-
-    With a = grad_logit / tokens of the frame, r = 1 / rms(x), p = x . u:
-    dx = a r (u - (r^2 p / D) x), du = sum of a r x, and both weights get theirs from du.
-
-    Returns:
-        Gradients for hidden (and residual: the same), norm weight, head weight and bias, each in
-        the dtype and shape of its input (the bias: a scalar in the accumulation dtype).
-    """
-    dtype = accumulation_dtype(hidden.dtype)
-    u = norm_weight.to(dtype) * head_weight.reshape(-1).to(dtype)
-    x, rstd, proj = row_sums(hidden, residual, u, eps)
-    starts, ends = frame_spans(cu_frames)
-    rows = torch.arange(hidden.shape[0], device=hidden.device)
-    frame = torch.searchsorted(ends.contiguous(), rows, right=True).clamp(max=len(ends) - 1)
-    in_frame = (rows >= starts[frame]) & (rows < ends[frame])
-    grad_mean = grad_logits.to(dtype) / (ends - starts).clamp(min=1)
-    coefficient = torch.where(in_frame, grad_mean[frame] * rstd, 0.0)
-    pull = (rstd.square() * proj / hidden.shape[1])[:, None]
-    grad_hidden = torch.where(in_frame[:, None], coefficient[:, None] * (u - pull * x), 0.0)
-    grad_u = coefficient @ x
-    return (
-        grad_hidden.to(hidden.dtype),
-        (grad_u * head_weight.reshape(-1)).to(norm_weight.dtype),
-        (grad_u * norm_weight).to(head_weight.dtype).reshape(head_weight.shape),
-        grad_logits.to(dtype).sum(),
-    )
 
 
 def positive_weights(
@@ -176,6 +138,7 @@ def topk_spaced(
     """
     num_frames = scores.shape[1]
     index = torch.arange(num_frames, device=scores.device)
+    times = times.double()
     # One int64 orders by score and then by time, so that argmax needs no rule for ties.
     keys = sort_keys(scores, valid).long() * 2**32 + (2**32 - 1 - index)
     chosen = torch.zeros_like(valid)
@@ -184,7 +147,8 @@ def topk_spaced(
         pick = torch.where(alive, keys, torch.iinfo(torch.int64).min).argmax(1, keepdim=True)
         found = alive.any(1, keepdim=True)
         chosen = chosen | ((index == pick) & found)
-        alive = alive & (((times - times.gather(1, pick)).abs() >= min_gap) & (index != pick))
+        near = (times - times.gather(1, pick)).abs() < min_gap
+        alive = alive & ~(near | (index == pick))
     picks = torch.where(chosen, index, num_frames).sort(dim=1).values[:, :k]
     return _pad(picks, k, num_frames), chosen.sum(1)
 
