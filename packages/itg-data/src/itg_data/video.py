@@ -82,6 +82,7 @@ class VideoReader:
         self._decoder = decoder
         self._frame_size = frame_size
         self._exact = exact
+        self._closed = False
 
     def read(self, source_idx: Sequence[int] | npt.NDArray[np.integer]) -> FrameBatch:
         """Reads frames by their place in the video.
@@ -93,7 +94,7 @@ class VideoReader:
             The frames in that order, without those lost to damage.
 
         Raises:
-            ValueError: A place is out of range or no integer.
+            ValueError: A place is out of range or no integer, or the reader is closed.
             VideoError: Not one of the frames asked for can be decoded.
         """
         asked = self._check(source_idx)
@@ -132,7 +133,8 @@ class VideoReader:
         return self.probe.times_s[self._check(source_idx)]
 
     def close(self) -> None:
-        """Frees the decoder and the file; reading afterwards is an error."""
+        """Frees the decoder and the file; reading afterwards is a `ValueError`."""
+        self._closed = True
         self._decoder.close()
         self._source.close()
 
@@ -148,6 +150,8 @@ class VideoReader:
         self.close()
 
     def _check(self, source_idx: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        if self._closed:
+            raise ValueError(f"the reader of {self.path} is closed")
         asked = np.asarray(source_idx)
         if asked.ndim != 1 or (asked.size and asked.dtype.kind not in "iu"):
             raise ValueError(
