@@ -1,6 +1,10 @@
 import json
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from itg_data import cli
@@ -68,3 +72,16 @@ def test_a_reader_of_stdout_that_leaves_early_is_no_error(plain_video):
         complaints = process.stderr.read()
     assert process.returncode == 1
     assert complaints == ""
+
+
+def test_the_examples_of_the_readme_run(plain_video, tmp_path, monkeypatch):
+    readme = Path(__file__).parents[1] / "README.md"
+    examples = re.findall(r"```python\n(.*?)```", readme.read_text(), flags=re.DOTALL)
+    assert len(examples) == 2
+    shutil.copy(plain_video, tmp_path / "film.mp4")
+    monkeypatch.chdir(tmp_path)
+    for example in examples:
+        names: dict[str, Any] = {}
+        exec(example, names)
+        if "batch" in names:
+            assert names["batch"].frames.shape == (2, 384, 384, 3)
