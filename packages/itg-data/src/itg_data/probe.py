@@ -23,7 +23,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from itg_data.errors import VideoError
-from itg_data.source import SourceFile, explain, find_video_stream
+from itg_data.source import SourceFile, explain, find_video_stream, read_packets
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -177,7 +177,7 @@ def _demux(container: InputContainer, stream: VideoStream, codec: str) -> _Packe
     extradata = stream.codec_context.extradata or b""
     seen = _Packets()
     try:
-        for packet in container.demux(stream):
+        for packet in read_packets(container, stream):
             if packet.size == 0:
                 continue
             is_hidden = _is_hidden(packet, codec)
@@ -291,7 +291,7 @@ def _first_frame(source: SourceFile) -> VideoFrame:
     with closing(source.open_container()) as container:
         stream = find_video_stream(container, source.path)
         try:
-            for packet in container.demux(stream):
+            for packet in read_packets(container, stream):
                 try:
                     for frame in packet.decode():
                         if isinstance(frame, VideoFrame):
@@ -308,9 +308,11 @@ def _times_by_decoding(source: SourceFile, rate: float) -> npt.NDArray[np.float6
     times: list[float | None] = []
     with closing(source.open_container()) as container:
         stream = find_video_stream(container, source.path)
-        stream.thread_type = "AUTO"
+        # one thread, as where the frames are read: damage must cost the same frames every time
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "NONE"
         try:
-            for packet in container.demux(stream):
+            for packet in read_packets(container, stream):
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError:

@@ -249,4 +249,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     accepted = (int, float) if hint is float else hint
     matches = isinstance(value, accepted) and not (isinstance(value, bool) and hint is not bool)
     _require(matches, f"{where} must be {hint.__name__}, got {value!r:.80}")
-    return float(value) if hint is float else value
+    if hint is not float:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise RecordError(f"{where} is too large for a number") from None

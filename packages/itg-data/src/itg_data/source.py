@@ -10,12 +10,14 @@ container formats that hold their video themselves. (Linux only, like the rest o
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 import av
 import av.error
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from itg_data.errors import VideoError
@@ -96,6 +98,22 @@ def find_video_stream(container: InputContainer, path: str) -> VideoStream:
     if getattr(stream, "codec_context", None) is None:
         raise VideoError(path, "its video is in a codec that FFmpeg cannot decode")
     return stream
+
+
+def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """Yields a stream's packets, then an empty one that empties the decoder.
+
+    Raises:
+        av.error.FFmpegError: The file cannot be read on.
+    """
+    while True:
+        try:
+            yield from container.demux(stream)
+        except IndexError:
+            # PyAV stumbles over streams that damage makes FFmpeg see halfway through a file;
+            # the packet is lost, and was none of this stream's
+            continue
+        return
 
 
 def _open_regular(path: str) -> int:

@@ -1,0 +1,110 @@
+"""The `itg-data` command: look at videos and data sets from a shell.
+
+Each subcommand is a dataclass with a `run` method that returns the exit code, and its name in
+`COMMANDS`. Output of record goes to stdout, one JSON object a line; complaints go to stderr.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+import tyro
+
+from itg_data.errors import ItgError, VideoError
+from itg_data.video import Backend, open_video
+
+EXIT_OK, EXIT_BAD_INPUT = 0, 2
+
+
+class Command(Protocol):
+    """What a subcommand must be."""
+
+    def run(self) -> int:
+        """Does the work and returns the exit code."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """Say what video files hold and how their frames would be read.
+
+    Prints one JSON object a line: codec, frame size as shown, frame rate, frames counted from the
+    packets, duration, what is odd about the file, and the backend with the reason for choosing
+    it. A file that is no readable video gives one line on stderr, and exit code 2 at the end.
+    """
+
+    videos: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="VIDEO...", help_behavior_hint="(at least one)"),
+    ]
+    """Files to look at."""
+
+    backend: Backend = "auto"
+    """Ask for one decoder instead of the choice by what the packets show."""
+
+    def run(self) -> int:
+        """Probes every file, good or bad, in order."""
+        if not self.videos:
+            print("itg-data probe: name at least one video", file=sys.stderr)
+            return EXIT_BAD_INPUT
+        exit_code = EXIT_OK
+        for path in self.videos:
+            try:
+                print(json.dumps(_describe(path, self.backend)), flush=True)
+            except VideoError as error:
+                print(f"itg-data probe: {_one_line(error)}", file=sys.stderr)
+                exit_code = EXIT_BAD_INPUT
+        return exit_code
+
+
+COMMANDS: dict[str, type[Command]] = {"probe": Probe}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        dict(COMMANDS),
+        args=None if argv is None else list(argv),
+        prog="itg-data",
+        description="Look at videos and data sets the way all itg packages see them.",
+    )
+    try:
+        return command.run()
+    except ItgError as error:
+        print(f"itg-data: {_one_line(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:
+        # whoever read stdout has gone; keep Python from complaining about it on the way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _describe(path: str, backend: Backend) -> dict[str, object]:
+    with open_video(path, backend=backend) as video:
+        return {
+            "video": path,
+            "format": video.probe.format,
+            "codec": video.probe.codec,
+            "pix_fmt": video.probe.pix_fmt,
+            "height": video.height,
+            "width": video.width,
+            "fps": video.fps,
+            "num_frames": video.num_frames,
+            "duration_s": video.duration_s,
+            "oddities": list(video.probe.oddities),
+            "backend": video.backend,
+            "backend_reason": video.backend_reason,
+        }
+
+
+def _one_line(error: ItgError) -> str:
+    """A path may hold newlines; a complaint may not."""
+    return str(error).replace("\n", "\\n").replace("\r", "\\r")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

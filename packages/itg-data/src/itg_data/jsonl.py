@@ -1,0 +1,163 @@
+"""Records on disk: one JSON object a line, read strictly and written all or nothing.
+
+A line is accepted only if it says exactly one thing: UTF-8 without a byte order mark, one object,
+no key twice, no NaN or Infinity, and a newline at its end, for a file without one was cut off.
+Files are written beside their destination and moved over it once they are safely on disk, so a
+reader sees the old file or the new one and never half of either.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from itg_data.errors import RecordError
+from itg_data.records import from_json, to_json
+
+RecordT = TypeVar("RecordT")
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_jsonl(path: str | os.PathLike[str], record_type: type[RecordT]) -> Iterator[RecordT]:
+    """Reads records one by one, without holding the file in memory.
+
+    Args:
+        path: The file; an empty one holds no records.
+        record_type: The record class of every line.
+
+    Raises:
+        RecordError: A line breaks the rules above or the record's own; the message names the
+            file, the line, counted from 1, and the field. Also if the file cannot be opened.
+    """
+    name = os.fspath(path)
+    try:
+        with Path(name).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    record = from_json(record_type, _parse_line(line))
+                except RecordError as error:
+                    raise RecordError(f"{name}:{number}: {error}") from None
+                yield record
+    except OSError as error:
+        raise RecordError(f"{name}: {error.strerror or error}") from None
+
+
+def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
+    """Writes records, replacing the file as a whole.
+
+    Args:
+        path: The file; its folder must exist.
+        records: Record dataclasses; if drawing one fails, the old file stays as it was.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        RecordError: A record holds what JSON in UTF-8 cannot: NaN, an infinity, half a character.
+    """
+    lines: list[bytes] = []
+    for number, record in enumerate(records, start=1):
+        try:
+            line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
+            lines.append(line.encode() + b"\n")
+        except ValueError as error:
+            raise RecordError(f"{os.fspath(path)}:{number}: {error}") from None
+    write_atomic(path, b"".join(lines))
+    return len(lines)
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Writes a file so that it is there in full or not at all, even through a crash.
+
+    Args:
+        path: The file; its folder must exist. A symbolic link is followed, not replaced.
+        content: Text is written as UTF-8 with the newlines that it has.
+    """
+    target = Path(os.path.realpath(path))
+    data = content.encode() if isinstance(content, str) else content
+    fd, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, _file_mode(target))
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _parse_line(line: bytes) -> Any:
+    if not line.endswith(b"\n"):
+        raise RecordError("the line has no end: the file was cut off")
+    if line.startswith(_BYTE_ORDER_MARK):
+        raise RecordError("starts with a byte order mark; save the file as plain UTF-8")
+    if not line.strip():
+        raise RecordError("is blank")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise RecordError(f"is not UTF-8 at byte {error.start}") from None
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_object_of,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
+    except json.JSONDecodeError as error:
+        raise RecordError(f"is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise RecordError("is nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise RecordError(f"is not readable JSON: {error}") from None
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise RecordError(f"field {key!r} is there twice")
+            seen.add(key)
+    return built
+
+
+def _refuse_constant(name: str) -> float:
+    raise RecordError(f"{name} is not a JSON number")
+
+
+def _finite_float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise RecordError(f"{digits} is too large for a number")
+    return number
+
+
+def _file_mode(target: Path) -> int:
+    """Keeps the mode of a file that is replaced; a new one gets what the umask leaves."""
+    try:
+        return target.stat().st_mode & 0o777
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the move itself survive a crash, where the file system can do so."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
