@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from itg_data import VideoError
 from itg_data.records import FrameSelection, from_json, to_json
 from itg_data.sampling import SamplingConfig
 from itg_data.video import FrameBatch, VideoReader, open_video
-from itg_model import CheckpointError, FrameGrounder
+from itg_model import CheckpointError, FrameGrounder, FrameGroundingModel
 from itg_model import grounder as grounder_module
 from itg_model.export import save_frames
 from itg_model.grounder import resolve_device, resolve_dtype
@@ -134,6 +136,16 @@ def test_a_video_that_gives_no_sampled_frame_is_an_error(grounder, video, monkey
     lose(monkeypatch, set(range(40)))
     with pytest.raises(VideoError, match="none of the 10 sampled frames can be decoded"):
         grounder.select(video, "where is it")
+
+
+def test_more_frames_than_the_model_takes_are_an_error(grounder, video, tiny_config):
+    config = dataclasses.replace(tiny_config, vision_token_num=9)
+    small = FrameGrounder(FrameGroundingModel(config), grounder.tokenizer, "small")
+    with pytest.raises(
+        CheckpointError, match="takes 9 frames at most, but sampling gives 10"
+    ):
+        small.select(video, "where is it")
+    assert small.select(video, "where", sampling=SamplingConfig(max_frames=9)).num_sampled == 9
 
 
 def test_a_file_that_is_no_video_is_an_error_with_its_path(grounder, tmp_path):
