@@ -141,9 +141,7 @@ def test_a_video_that_gives_no_sampled_frame_is_an_error(grounder, video, monkey
 def test_more_frames_than_the_model_takes_are_an_error(grounder, video, tiny_config):
     config = dataclasses.replace(tiny_config, vision_token_num=9)
     small = FrameGrounder(FrameGroundingModel(config), grounder.tokenizer, "small")
-    with pytest.raises(
-        CheckpointError, match="takes 9 frames at most, but sampling gives 10"
-    ):
+    with pytest.raises(CheckpointError, match="takes 9 frames at most, but sampling gives 10"):
         small.select(video, "where is it")
     assert small.select(video, "where", sampling=SamplingConfig(max_frames=9)).num_sampled == 9
 
