@@ -80,7 +80,7 @@ def test_a_blank_question_is_an_error(question, tokenizer):
 
 def test_a_tokenizer_loads_beside_our_config_without_a_word(checkpoint_dir, tokenizer, caplog):
     loaded = load_tokenizer(checkpoint_dir)
-    question = "Wo ist das rote Quadrat? 红色 🟥!"
+    question = "Où est-il ? 红色 🟥!"
     assert loaded.pad_token_id == tokenizer.pad_token_id
     assert torch.equal(encode_question(question, loaded), encode_question(question, tokenizer))
     assert caplog.text == ""

@@ -32,6 +32,31 @@ _INTERPOLATION = "BILINEAR"
 _BT601, _BT709 = 5, 1
 
 
+class Shelf:
+    """Room for the wanted frames, filled in any order; memory is used as it fills."""
+
+    def __init__(self, wanted: Int64Array, height: int, width: int) -> None:
+        self._row_of = {frame: row for row, frame in enumerate(wanted.tolist())}
+        self.images: Image = np.empty((len(wanted), height, width, 3), dtype=np.uint8)
+        """[N, H, W, 3]; rows that are not `filled` hold nothing."""
+        self.filled = np.zeros(len(wanted), dtype=bool)
+
+    def wants(self, frame: int) -> bool:
+        """Whether a frame was asked for and has not come yet."""
+        row = self._row_of.get(frame)
+        return row is not None and not self.filled[row]
+
+    def put(self, frame: int, image: Image) -> None:
+        """Stores a frame that was asked for."""
+        row = self._row_of[frame]
+        self.images[row] = image
+        self.filled[row] = True
+
+    def drop(self, frames: Int64Array) -> None:
+        """Takes frames back that turned out to be damaged."""
+        self.filled[[self._row_of[frame] for frame in frames.tolist()]] = False
+
+
 class DamagedError(Exception):
     """Decoding met damage; how far it reaches must be found out packet by packet."""
 
@@ -131,13 +156,14 @@ class ExactDecoder:
     ) -> None:
         self._source = source
         self._probe = probe
-        self._num_threads = num_threads
+        self._size = (height, width)
+        # counting only works if every pass gives the same frames, damage or not
+        self._num_threads = num_threads if probe.index is not None else 1
         self._convert = RgbConverter(probe, height, width)
         self._run: _Run | None = None
         self._last_frame = -1
         self._damaged = False
         self._tainted = False
-        self._settled = _settled_frames(probe.index) if probe.index is not None else None
 
     def close(self) -> None:
         """Frees the decoder."""
@@ -145,51 +171,49 @@ class ExactDecoder:
             self._run.close()
             self._run = None
 
-    def read(self, wanted: Int64Array) -> dict[int, Image]:
+    def read(self, wanted: Int64Array) -> Shelf:
         """Decodes frames.
 
         Args:
             wanted: Source indices, ascending and distinct.
 
         Returns:
-            Image by source index; frames lost to damage are not in it.
+            Their images in that order; frames lost to damage are not filled.
         """
+        shelf = Shelf(wanted, *self._size)
         if self._probe.index is None:
-            return self._read_counting(wanted)
+            self._read_counting(wanted, shelf)
+            return shelf
         if not self._damaged:
             try:
-                return self._read_directly(wanted, self._probe.index)
+                self._read_directly(wanted, shelf, self._probe.index)
+                return shelf
             except (DamagedError, av.error.FFmpegError):
                 self._damaged = True
                 self.close()
-        return self._read_warily(wanted, self._probe.index)
+                shelf.drop(wanted)
+        self._read_warily(wanted, shelf, self._probe.index)
+        return shelf
 
-    def _read_directly(self, wanted: Int64Array, index: PacketIndex) -> dict[int, Image]:
+    def _read_directly(self, wanted: Int64Array, shelf: Shelf, index: PacketIndex) -> None:
         """The way through a sound file: forwards, with jumps over what nobody wants."""
-        assert self._settled is not None
-        images: dict[int, Image] = {}
-        missing = set(wanted.tolist())
         entry_of = find_entries(index, wanted)
-        for frame, entry in zip(wanted.tolist(), entry_of.tolist(), strict=True):
+        settled = _settled_frames(index)[wanted]
+        for frame, entry, last in zip(
+            wanted.tolist(), entry_of.tolist(), settled.tolist(), strict=True
+        ):
             run = self._run
-            if frame in missing and (
+            if shelf.wants(frame) and (
                 run is None or run.ended or frame <= self._last_frame or entry > run.next_packet
             ):
                 run = self._restart(entry)
             # beyond the frame itself, until all that it may be predicted from has come out too
-            while run is not None and not run.ended and self._last_frame < self._settled[frame]:
-                self._collect(run.step(), index, missing, images)
-            if frame in missing:
+            while run is not None and not run.ended and self._last_frame < last:
+                self._collect(run.step(), shelf, index)
+            if shelf.wants(frame):
                 raise DamagedError
-        return images
 
-    def _collect(
-        self,
-        frames: Iterable[VideoFrame],
-        index: PacketIndex,
-        missing: set[int],
-        images: dict[int, Image],
-    ) -> None:
+    def _collect(self, frames: Iterable[VideoFrame], shelf: Shelf, index: PacketIndex) -> None:
         for frame in frames:
             if frame.is_corrupt:
                 raise DamagedError
@@ -197,98 +221,89 @@ class ExactDecoder:
             if place is None:
                 continue
             self._last_frame = max(self._last_frame, place)
-            if place in missing:
-                images[place] = self._convert(frame)
-                missing.remove(place)
+            if shelf.wants(place):
+                shelf.put(place, self._convert(frame))
 
     def _restart(self, entry: int) -> _Run:
-        index = self._probe.index
         self._last_frame = -1
         if self._run is not None and entry > 0 and self._run.seek(entry):
             return self._run
         self.close()
-        self._run = _Run(self._source, index, self._num_threads)
-        if entry > 0 and not self._run.seek(entry):
-            self.close()
-            self._run = _Run(self._source, index, self._num_threads)
+        self._run = self._open_run(entry, self._num_threads)
         return self._run
 
-    def _read_warily(self, wanted: Int64Array, index: PacketIndex) -> dict[int, Image]:
+    def _open_run(self, entry: int, num_threads: int) -> _Run:
+        """Starts decoding at an entry, or at the file's start if there is no way to seek."""
+        run = _Run(self._source, self._probe.index, num_threads)
+        if entry > 0 and not run.seek(entry):
+            run.close()
+            run = _Run(self._source, self._probe.index, num_threads)
+        return run
+
+    def _read_warily(self, wanted: Int64Array, shelf: Shelf, index: PacketIndex) -> None:
         """The way through a damaged file: stretch by stretch, each error booked on its packet."""
-        images: dict[int, Image] = {}
         entry_of = find_entries(index, wanted)
         for entry in np.unique(entry_of).tolist():
-            stretch = wanted[entry_of == entry]
-            last_packet = int(index.frame_packet[stretch].max())
-            found, damaged = self._decode_stretch(entry, last_packet, set(stretch.tolist()), index)
-            for frame, image in found.items():
-                if not damaged[: index.frame_packet[frame] - entry + 1].any():
-                    images[frame] = image
-        return images
+            frames = wanted[entry_of == entry]
+            packets = index.frame_packet[frames] - entry
+            damaged = self._decode_stretch(entry, int(packets.max()) + 1, shelf, index)
+            spoilt = np.logical_or.accumulate(damaged)[packets]
+            shelf.drop(frames[spoilt])
 
     def _decode_stretch(
-        self, entry: int, last_packet: int, wanted: set[int], index: PacketIndex
-    ) -> tuple[dict[int, Image], npt.NDArray[np.bool_]]:
-        """Decodes packets `entry..last_packet` on one thread; says which of them were damaged."""
-        damaged = np.zeros(last_packet - entry + 1, dtype=bool)
-        came_out = np.zeros(len(damaged), dtype=bool)
-        images: dict[int, Image] = {}
-        run = _Run(self._source, index, num_threads=1)
+        self, entry: int, num_packets: int, shelf: Shelf, index: PacketIndex
+    ) -> npt.NDArray[np.bool_]:
+        """Decodes packets from an entry on, on one thread; says which of them were damaged."""
+        damaged = np.zeros(num_packets, dtype=bool)
+        came_out = np.zeros(num_packets, dtype=bool)
+        run = self._open_run(entry, num_threads=1)
         try:
-            if entry > 0 and not run.seek(entry):
-                run.close()
-                run = _Run(self._source, index, num_threads=1)
             while not run.ended:
-                packet = run.next_packet
+                packet = run.next_packet - entry
                 try:
-                    frames = run.step() if packet <= last_packet else run.finish()
+                    frames = run.step() if packet < num_packets else run.finish()
                 except av.error.FFmpegError:
-                    if run.next_packet == packet:
+                    if run.next_packet - entry == packet:
                         break  # not the packet was bad but the file: there is no more
-                    if packet >= entry:
-                        damaged[packet - entry] = True
+                    if packet >= 0:
+                        damaged[packet] = True
                     continue
                 for frame in frames:
                     place = find_frame(index, frame.pts)
                     owner = -1 if place is None else int(index.frame_packet[place]) - entry
-                    if place is None or not 0 <= owner < len(damaged):
+                    if place is None or not 0 <= owner < num_packets:
                         continue
                     came_out[owner] = True
                     damaged[owner] |= frame.is_corrupt
-                    if place in wanted:
-                        images[place] = self._convert(frame)
+                    if shelf.wants(place):
+                        shelf.put(place, self._convert(frame))
         finally:
             run.close()
         expected = index.frame_packet[index.frame_pts >= index.pts[entry]] - entry
-        expected = expected[(expected >= 0) & (expected < len(damaged))]
+        expected = expected[(expected >= 0) & (expected < num_packets)]
         damaged[expected] |= ~came_out[expected]
-        return images, damaged
+        return damaged
 
-    def _read_counting(self, wanted: Int64Array) -> dict[int, Image]:
+    def _read_counting(self, wanted: Int64Array, shelf: Shelf) -> None:
         """The way where packets do not name frames: decode from the start and count."""
-        images: dict[int, Image] = {}
-        missing = set(wanted.tolist())
         if self._run is None or self._run.ended or wanted[0] <= self._last_frame:
-            self.close()
-            self._run = _Run(self._source, None, self._num_threads)
-            self._last_frame = -1
+            self._restart(entry=0)
             self._tainted = False
-        while missing and not self._run.ended:
-            packet = self._run.next_packet
+        run = self._run
+        while run is not None and not run.ended and self._last_frame < wanted[-1]:
+            packet = run.next_packet
             try:
-                frames = self._run.step()
+                frames = run.step()
             except av.error.FFmpegError:
-                if self._run.next_packet == packet:
+                if run.next_packet == packet:
                     break
                 self._tainted = True
                 continue
             for frame in frames:
                 self._last_frame += 1
                 self._tainted = (self._tainted and not frame.key_frame) or frame.is_corrupt
-                if self._last_frame in missing and not self._tainted:
-                    images[self._last_frame] = self._convert(frame)
-                missing.discard(self._last_frame)
-        return images
+                if shelf.wants(self._last_frame) and not self._tainted:
+                    shelf.put(self._last_frame, self._convert(frame))
 
 
 def find_frame(index: PacketIndex, pts: int | None) -> int | None:

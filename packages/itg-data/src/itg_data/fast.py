@@ -109,14 +109,14 @@ class DecordDecoder:
         if (np.abs(drift) > _TIME_TOLERANCE_S + _SINGLE_PRECISION * stamps).any():
             raise DecordError("decord shows its frames at other times")
 
-    def read(self, wanted: Int64Array) -> dict[int, npt.NDArray[np.uint8]]:
+    def read(self, wanted: Int64Array) -> npt.NDArray[np.uint8]:
         """Decodes frames.
 
         Args:
             wanted: Source indices, ascending and distinct.
 
         Returns:
-            Image by source index, all of them.
+            [N, H, W, 3], all of them in that order.
 
         Raises:
             DecordError: decord failed, or its FFmpeg reported an error on the way.
@@ -131,7 +131,7 @@ class DecordDecoder:
             raise DecordError("decord met damage and would paint over it")
         if batch.shape != (len(wanted), *self._shape):
             raise DecordError(f"decord returned frames of shape {batch.shape[1:]}")
-        return dict(zip(wanted.tolist(), batch, strict=True))
+        return batch
 
     def close(self) -> None:
         """Frees decord's decoder."""

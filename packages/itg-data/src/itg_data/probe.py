@@ -308,7 +308,9 @@ def _times_by_decoding(source: SourceFile, rate: float) -> npt.NDArray[np.float6
     times: list[float | None] = []
     with closing(source.open_container()) as container:
         stream = find_video_stream(container, source.path)
-        stream.thread_type = "AUTO"
+        # one thread, as where the frames are read: damage must cost the same frames every time
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "NONE"
         try:
             for packet in read_packets(container, stream):
                 try:

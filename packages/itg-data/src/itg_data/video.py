@@ -79,9 +79,10 @@ class VideoReader:
         self.width = probe.width
         self.duration_s = probe.duration_s
         self._source = source
-        self._decoder = decoder
+        self._decoder: ExactDecoder | DecordDecoder = decoder
         self._frame_size = frame_size
         self._exact = exact
+        self._closed = False
 
     def read(self, source_idx: Sequence[int] | npt.NDArray[np.integer]) -> FrameBatch:
         """Reads frames by their place in the video.
@@ -93,29 +94,33 @@ class VideoReader:
             The frames in that order, without those lost to damage.
 
         Raises:
-            ValueError: A place is out of range or no integer.
+            ValueError: A place is out of range or no integer, or the reader is closed.
             VideoError: Not one of the frames asked for can be decoded.
         """
         asked = self._check(source_idx)
-        height, width = self._frame_size
-        images = self._decode(np.unique(asked)) if len(asked) else {}
-        if len(asked) and not images:
+        wanted, row_of_asked = np.unique(asked, return_inverse=True)
+        images, found = self._decode(wanted)
+        if len(asked) and not found.any():
             raise VideoError(self.path, f"none of the {len(asked)} frames asked for can be decoded")
-        here = np.fromiter((int(i) in images for i in asked), dtype=bool, count=len(asked))
-        frames = np.empty((int(here.sum()), height, width, 3), dtype=np.uint8)
-        for row, idx in enumerate(asked[here].tolist()):
-            frames[row] = images[idx]
+        here = found[row_of_asked]
+        if not (here.all() and np.array_equal(asked, wanted)):
+            images = images[row_of_asked[here]]
         return FrameBatch(
-            frames=frames,
+            frames=images,
             source_idx=asked[here],
             time_s=self.probe.times_s[asked[here]],
             missing_source_idx=asked[~here],
         )
 
-    def _decode(self, wanted: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.uint8]]:
+    def _decode(
+        self, wanted: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Decodes frames, [N, H, W, 3] in ascending order, and says which rows of it hold one."""
+        if len(wanted) == 0:
+            return np.empty((0, *self._frame_size, 3), dtype=np.uint8), np.empty(0, dtype=bool)
         if isinstance(self._decoder, DecordDecoder):
             try:
-                return self._decoder.read(wanted)
+                return self._decoder.read(wanted), np.ones(len(wanted), dtype=bool)
             except DecordError as error:
                 if self._exact is None:
                     raise VideoError(self.path, f"{error}; PyAV may read it") from None
@@ -123,7 +128,8 @@ class VideoReader:
                 self._decoder.close()
                 self._decoder = self._exact()
                 self.backend, self.backend_reason = "pyav", str(error)
-        return self._decoder.read(wanted)
+        shelf = self._decoder.read(wanted)
+        return shelf.images, shelf.filled
 
     def times_s(
         self, source_idx: Sequence[int] | npt.NDArray[np.integer]
@@ -132,7 +138,8 @@ class VideoReader:
         return self.probe.times_s[self._check(source_idx)]
 
     def close(self) -> None:
-        """Frees the decoder and the file; reading afterwards is an error."""
+        """Frees the decoder and the file; reading afterwards is a `ValueError`."""
+        self._closed = True
         self._decoder.close()
         self._source.close()
 
@@ -148,6 +155,8 @@ class VideoReader:
         self.close()
 
     def _check(self, source_idx: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        if self._closed:
+            raise ValueError(f"the reader of {self.path} is closed")
         asked = np.asarray(source_idx)
         if asked.ndim != 1 or (asked.size and asked.dtype.kind not in "iu"):
             raise ValueError(

@@ -29,14 +29,17 @@ class Request:
     interrupted.
     """
 
-    video: Annotated[Path, tyro.conf.Positional]
+    video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
     """Video file."""
 
-    question: Annotated[str, tyro.conf.Positional]
+    question: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")]
     """What the frames should answer."""
 
     model: str | None = None
     """Checkpoint directory, or owner/name on the Hugging Face hub."""
+
+    vision_checkpoint: Path | None = None
+    """Directory of SigLIP weights, for a checkpoint that lacks its vision tower."""
 
     top_k: int = 32
     """Frames to choose; all sampled frames where there are fewer."""
@@ -121,7 +124,10 @@ def _run(request: Request) -> None:
     from itg_model.export import save_frames
 
     selection = _select(request)
-    text = json.dumps(to_json(selection), indent=2, allow_nan=False) + "\n"
+    # one field a line: readable, and no score has a line of its own
+    fields = to_json(selection).items()
+    lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields]
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
     if request.json == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -145,7 +151,12 @@ def _select(request: Request) -> FrameSelection:
     # a look at the packets: a broken file should not cost the loading of a large model
     open_video(request.video).close()
     with _show_progress(request.video.name) as progress:
-        grounder = FrameGrounder.from_pretrained(request.model, request.device, request.dtype)
+        grounder = FrameGrounder.from_pretrained(
+            request.model,
+            request.device,
+            request.dtype,
+            vision_checkpoint=request.vision_checkpoint,
+        )
         return grounder.select(
             request.video,
             request.question,

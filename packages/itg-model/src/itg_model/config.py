@@ -21,7 +21,7 @@ MODEL_TYPE = "itg_frame_grounder"
 PUBLISHED_MODEL_TYPE = "eagle_QwenG"
 FORMAT_VERSION = 1
 
-SectionT = TypeVar("SectionT")
+ConfigT = TypeVar("ConfigT")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,7 +252,7 @@ def _from_own(data: Mapping[str, Any]) -> FrameGroundingConfig:
     return _build_whole(FrameGroundingConfig, fields, "")
 
 
-def _build_whole(section: type[SectionT], fields: Mapping[str, Any], prefix: str) -> SectionT:
+def _build_whole(section: type[ConfigT], fields: Mapping[str, Any], prefix: str) -> ConfigT:
     for field in dataclasses.fields(cast(Any, section)):
         if field.name not in fields:
             raise ValueError(f"missing field {prefix}{field.name}")
@@ -327,7 +327,7 @@ def _published_tower(data: Mapping[str, Any], given: TowerConfig | None) -> Visi
     )
 
 
-def _build(section: type[SectionT], fields: Mapping[str, Any], prefix: str) -> SectionT:
+def _build(section: type[ConfigT], fields: Mapping[str, Any], prefix: str) -> ConfigT:
     """Builds a config dataclass from JSON, checking names and types of its fields."""
     known = {f.name: f.type for f in dataclasses.fields(cast(Any, section))}
     for name, value in fields.items():

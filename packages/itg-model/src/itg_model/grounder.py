@@ -204,10 +204,17 @@ class FrameGrounder:
 
         Raises:
             VideoError: The file is no video that can be read, or gives none of the frames.
+            CheckpointError: The model takes fewer frames than were sampled.
         """
         sampling = sampling or SamplingConfig()
         with open_video(video) as reader:
             wanted = sample_source_indices(reader.num_frames, reader.fps, sampling)
+            most = self.model.config.vision_token_num
+            if len(wanted) > most:
+                raise CheckpointError(
+                    f"{self.name}: takes {most} frames at most, but sampling gives {len(wanted)}; "
+                    "lower max_frames"
+                )
             # of the frames asked for: how many the file will give is not known yet
             side = self.model.pooled_side(len(wanted))
             features, source_idx, time_s, missing = [], [], [], []
@@ -325,7 +332,7 @@ def _read_what_there_is(reader: VideoReader, chunk: npt.NDArray[np.int64]) -> Fr
         return reader.read(chunk)
     except VideoError as error:
         # the reader gives up where a whole chunk is lost; others may still be whole
-        logger.warning("frames %d to %d are missing: %s", chunk[0], chunk[-1], error.reason)
+        logger.info("frames %d to %d are missing: %s", chunk[0], chunk[-1], error.reason)
         return FrameBatch(
             frames=np.empty((0, 1, 1, 3), dtype=np.uint8),
             source_idx=chunk[:0],

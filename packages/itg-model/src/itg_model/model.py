@@ -12,8 +12,7 @@ alone, so a batch gives what its samples give one by one.
 Shapes: T frames, P patches or pooled tokens per frame, C tower width, L tokens of one sample,
 S tokens of all samples, D trunk width.
 
-Source: behaviour of NVlabs/VideoITG at fab8b54, on the blocks of transformers; the tower's unused
-last blocks, final norm and pooling head are left out.
+Source: behaviour of NVlabs/VideoITG at fab8b54, on the blocks of transformers.
 """
 
 import itertools
@@ -52,7 +51,7 @@ DEFAULT_FRAME_CHUNK = 32
 
 @dataclass(frozen=True, slots=True)
 class GroundingOutput:
-    """What the network says about a batch."""
+    """The network's answer to a batch."""
 
     logits: list[Tensor]
     """Per sample: [T] float32; the sigmoid of a logit is the frame's score."""
@@ -63,8 +62,7 @@ class FrameGroundingModel(nn.Module):
 
     Args:
         config: The architecture.
-        attn_implementation: `sdpa`, `eager`, `flex_attention` or one of transformers'
-            `flash_attention_*`, for tower and trunk.
+        attn_implementation: `sdpa`, `eager`, `flex_attention` or one of the `flash_attention_*`.
     """
 
     def __init__(self, config: FrameGroundingConfig, attn_implementation: str = "sdpa") -> None:
@@ -129,8 +127,8 @@ class FrameGroundingModel(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes the blocks of tower and trunk in the backward pass (in train mode)."""
-        for part in (self.tower, self.trunk):
-            part.gradient_checkpointing_enable({"use_reentrant": False})
+        self.tower.gradient_checkpointing_enable({"use_reentrant": False})
+        self.trunk.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(
         self,
@@ -148,7 +146,7 @@ class FrameGroundingModel(nn.Module):
             frame_chunk: Frames that pass the tower at once; changes memory, not results.
 
         Raises:
-            ValueError: The samples are not what `encode_frames` and `score_batch` take.
+            ValueError: As `encode_frames` and `score_batch`.
         """
         sides = [None] * len(pixel_values) if pooled_sides is None else pooled_sides
         if not len(pixel_values) == len(input_ids) == len(sides):
@@ -200,19 +198,15 @@ class FrameGroundingModel(nn.Module):
         return torch.cat([_pool(self.tower(c.to(self.device)), side) for c in chunks])
 
     def score(self, features: Tensor, input_ids: Tensor) -> Tensor:
-        """Scores the frames of one video, encoded before, against a question.
-
-        Args:
-            features: [T, P, C] from `encode_frames`.
-            input_ids: [L] token ids with one `VIDEO_TOKEN_ID`.
-
-        Returns:
-            [T] float32 logits.
-        """
+        """Scores the frames of one encoded video against a question; see `score_batch`."""
         return self.score_batch([features], [input_ids])[0]
 
     def score_batch(self, features: Sequence[Tensor], input_ids: Sequence[Tensor]) -> list[Tensor]:
-        """Scores several samples in one pass of the trunk; see `score`.
+        """Scores encoded videos, each against its own question, in one pass of the trunk.
+
+        Args:
+            features: Per sample [T, P, C] from `encode_frames`.
+            input_ids: Per sample [L] token ids with one `VIDEO_TOKEN_ID`.
 
         Raises:
             ValueError: A prompt has no `VIDEO_TOKEN_ID` or several, or the image tokens alone
@@ -325,14 +319,8 @@ class Trunk(Qwen2PreTrainedModel):
         rotary = self._rotary(sample_lengths, embeds_SD)
         hidden = embeds_SD[None]
         for layer in self.layers:
-            # Called one by one, the blocks do not read config.is_causal: say it to each.
-            hidden = layer(
-                hidden,
-                attention_mask=None,
-                position_embeddings=rotary,
-                is_causal=False,
-                **packing,
-            )
+            # called one by one, the blocks do not read config.is_causal: say it to each
+            hidden = layer(hidden, position_embeddings=rotary, is_causal=False, **packing)
         return hidden[0]
 
     def _rotary(self, sample_lengths: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -358,12 +346,8 @@ class Trunk(Qwen2PreTrainedModel):
             return {}
         ends = torch.tensor([0, *itertools.accumulate(sample_lengths)], dtype=torch.int32)
         ends, longest = ends.to(device), max(sample_lengths)
-        return {
-            "cu_seq_lens_q": ends,
-            "cu_seq_lens_k": ends,
-            "max_length_q": longest,
-            "max_length_k": longest,
-        }
+        names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        return dict(zip(names, (ends, ends, longest, longest), strict=True))
 
 
 def _pool(features_TPC: Tensor, side: int) -> Tensor:

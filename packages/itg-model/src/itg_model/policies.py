@@ -65,8 +65,8 @@ def select_frames(
 
 def order_by_score(scores: npt.NDArray[np.float64]) -> Indices:
     """Sorts frames by score, the best first; ties go to the earlier frame, NaN comes last."""
-    is_nan = np.isnan(scores)
-    return np.lexsort((np.where(is_nan, 0.0, -scores), is_nan)).astype(np.int64)
+    # numpy sorts NaN behind everything, infinity included
+    return np.argsort(-scores, kind="stable").astype(np.int64)
 
 
 @_register("top-k")

@@ -1,0 +1,180 @@
+import os
+import stat
+
+import pytest
+from itg_data import jsonl
+from itg_data.errors import RecordError
+from itg_data.jsonl import read_jsonl, write_atomic, write_jsonl
+from itg_data.records import GroundingRecord, Provenance, TimeSpan
+
+GOOD = '{"schema_version": 1, "start_s": 0.5, "end_s": 2}'
+
+
+def record(number: int = 0) -> GroundingRecord:
+    return GroundingRecord(
+        id=f"r{number}",
+        video="videos/a b.mp4",
+        question="Was geschieht?\u2028Naïve „Frage“ \U0001f3ac\n",
+        answer=None,
+        question_type="semantic_motion",
+        spans=(TimeSpan(start_s=0.1, end_s=1 / 3), TimeSpan(start_s=1.0, end_s=1e300)),
+        provenance=Provenance(annotator="test 1", seed=2**62),
+    )
+
+
+def test_records_come_back_as_they_were_written(tmp_path):
+    path = tmp_path / "records.jsonl"
+    written = [record(i) for i in range(3)]
+    assert write_jsonl(path, iter(written)) == 3
+    assert list(read_jsonl(path, GroundingRecord)) == written
+    assert path.read_bytes().count(b"\n") == 3
+
+
+def test_no_records_make_an_empty_file(tmp_path):
+    path = tmp_path / "none.jsonl"
+    assert write_jsonl(path, []) == 0
+    assert path.read_bytes() == b""
+    assert list(read_jsonl(path, GroundingRecord)) == []
+
+
+BAD_LINES = {
+    "byte order mark": (b"\xef\xbb\xbf" + GOOD.encode() + b"\n", "byte order mark"),
+    "blank": (b"\n", "blank"),
+    "spaces": (b" \t\r\n", "blank"),
+    "not UTF-8": (GOOD.encode().replace(b"end_s", b"end_\xff") + b"\n", "UTF-8 at byte"),
+    "UTF-16": (GOOD.encode("utf-16") + b"\n", "UTF-8 at byte"),
+    "cut off": (GOOD.encode()[:-9], "cut off"),
+    "no newline at the end": (GOOD.encode(), "cut off"),
+    "no JSON": (b"start_s: 1\n", "not JSON"),
+    "two objects": (GOOD.encode() + GOOD.encode() + b"\n", "not JSON"),
+    "list": (b"[1, 2]\n", "expected an object"),
+    "key twice": (GOOD.encode().replace(b"}", b', "end_s": 3}') + b"\n", "'end_s' is there twice"),
+    "NaN": (GOOD.encode().replace(b"0.5", b"NaN") + b"\n", "NaN is not a JSON number"),
+    "Infinity": (GOOD.encode().replace(b"2}", b"Infinity}") + b"\n", "Infinity is not"),
+    "-Infinity": (GOOD.encode().replace(b"0.5", b"-Infinity") + b"\n", "-Infinity is not"),
+    "overflow": (GOOD.encode().replace(b"2}", b"1e999}") + b"\n", "1e999 is too large"),
+    "huge integer": (GOOD.encode().replace(b"2}", b"9" * 400 + b"}") + b"\n", "end_s is too large"),
+    "absurd integer": (GOOD.encode().replace(b"2}", b"9" * 9999 + b"}") + b"\n", "not readable"),
+    "deep nesting": (b"[" * 200_000 + b"\n", "nested too deeply"),
+    "other version": (GOOD.encode().replace(b": 1,", b": 2,") + b"\n", "schema_version must be 1"),
+    "no version": (b'{"start_s": 0, "end_s": 2}\n', "schema_version must be 1"),
+    "unknown field": (GOOD.encode().replace(b"}", b', "x": 1}') + b"\n", "unknown field x"),
+    "missing field": (b'{"schema_version": 1, "start_s": 0.5}\n', "missing field end_s"),
+    "wrong type": (GOOD.encode().replace(b"0.5", b'"0.5"') + b"\n", "start_s must be float"),
+    "invalid record": (GOOD.encode().replace(b"0.5", b"5") + b"\n", "0 <= start_s < end_s"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line_names_file_line_and_what_is_wrong(case, tmp_path):
+    line, complaint = BAD_LINES[case]
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(f"{GOOD}\n".encode() + line)
+    records = read_jsonl(path, TimeSpan)
+    assert next(records) == TimeSpan(start_s=0.5, end_s=2.0)
+    with pytest.raises(RecordError) as caught:
+        next(records)
+    assert str(caught.value).startswith(f"{path}:2: ")
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_windows_line_ends_are_fine(tmp_path):
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(f"{GOOD}\r\n{GOOD}\r\n".encode())
+    assert len(list(read_jsonl(path, TimeSpan))) == 2
+
+
+def test_a_missing_file_is_a_record_error(tmp_path):
+    with pytest.raises(RecordError, match=r"none\.jsonl: No such file"):
+        list(read_jsonl(tmp_path / "none.jsonl", TimeSpan))
+
+
+@pytest.mark.parametrize("text", ["a\ud800b"])
+def test_what_utf8_cannot_hold_is_refused_and_the_old_file_kept(text, tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text("old")
+    bad = GroundingRecord(
+        id=text,
+        video="v.mp4",
+        question="q",
+        spans=(TimeSpan(start_s=0.0, end_s=1.0),),
+        provenance=Provenance(annotator="a"),
+    )
+    with pytest.raises(RecordError, match=r"records\.jsonl:2: "):
+        write_jsonl(path, [record(), bad])
+    assert path.read_text() == "old"
+
+
+def test_a_failure_while_records_are_drawn_keeps_the_old_file(tmp_path):
+    def records():
+        yield record()
+        raise KeyboardInterrupt
+
+    path = tmp_path / "records.jsonl"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(path, records())
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["records.jsonl"]  # noqa: PTH208
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failing_disk_leaves_the_old_file_and_no_litter(failing, tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    if failing == "fsync":
+        monkeypatch.setattr(jsonl.os, "fsync", fail)
+    else:
+        monkeypatch.setattr(jsonl.Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_the_new_file_is_on_disk_before_it_takes_the_old_one_s_place(tmp_path, monkeypatch):
+    calls = []
+    path = tmp_path / "file.txt"
+    fsync, replace = os.fsync, jsonl.Path.replace
+
+    def note_fsync(fd):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        fsync(fd)
+
+    def note_replace(source, target):
+        assert source.parent == target.parent
+        calls.append("replace")
+        return replace(source, target)
+
+    monkeypatch.setattr(jsonl.os, "fsync", note_fsync)
+    monkeypatch.setattr(jsonl.Path, "replace", note_replace)
+    write_atomic(path, b"\x00new")
+    assert calls == ["file", "replace", "folder"]
+    assert path.read_bytes() == b"\x00new"
+
+
+def test_a_replaced_file_keeps_its_mode_and_a_new_one_follows_the_umask(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("old")
+    old.chmod(0o640)
+    umask = os.umask(0o027)
+    try:
+        write_atomic(old, "text")
+        write_atomic(new, "text")
+    finally:
+        os.umask(umask)
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (old, new)] == [0o640, 0o640]
+
+
+def test_a_link_is_written_through(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_atomic(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
