@@ -184,6 +184,7 @@ class ExactDecoder:
         if self._probe.index is None:
             self._read_counting(wanted, shelf)
             return shelf
+        wanted = wanted[~_hang_on_lost_packets(self._probe.index, wanted)]
         if not self._damaged:
             try:
                 self._read_directly(wanted, shelf, self._probe.index)
@@ -324,6 +325,13 @@ def find_entries(index: PacketIndex, frames: Int64Array) -> Int64Array:
     ).any():
         before[early] -= 1
     return index.entries[before]
+
+
+def _hang_on_lost_packets(index: PacketIndex, frames: Int64Array) -> npt.NDArray[np.bool_]:
+    """[N] whether a packet that a frame may be predicted from is known to be damaged or lost."""
+    before_entry = np.searchsorted(index.damaged, find_entries(index, frames), side="left")
+    up_to_frame = np.searchsorted(index.damaged, index.frame_packet[frames], side="right")
+    return up_to_frame > before_entry
 
 
 def _settled_frames(index: PacketIndex) -> Int64Array:
