@@ -644,6 +644,7 @@ def test_frames_behind_lost_packets_are_missing_until_the_next_keyframe(kind, tm
         assert reader.num_frames < 48
         assert any("lost packets" in oddity for oddity in reader.probe.oddities)
         batch = reader.read(range(reader.num_frames))
+        assert batch.missing_source_idx.size > 0
         shown_at = np.searchsorted(truth.time_s + 1e-6, batch.time_s)
         np.testing.assert_array_equal(batch.frames, truth.frames[shown_at])
         assert {*range(9), *range(36, 48)} <= set(shown_at.tolist())

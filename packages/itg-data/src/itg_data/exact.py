@@ -184,17 +184,21 @@ class ExactDecoder:
         if self._probe.index is None:
             self._read_counting(wanted, shelf)
             return shelf
-        wanted = wanted[~_hang_on_lost_packets(self._probe.index, wanted)]
+        lost = _hang_on_lost_packets(self._probe.index, wanted)
+        self._read_indexed(wanted[~lost], shelf, self._probe.index)
+        # they may have come out on the way to others, painted over
+        shelf.drop(wanted[lost])
+        return shelf
+
+    def _read_indexed(self, wanted: Int64Array, shelf: Shelf, index: PacketIndex) -> None:
         if not self._damaged:
             try:
-                self._read_directly(wanted, shelf, self._probe.index)
-                return shelf
+                return self._read_directly(wanted, shelf, index)
             except (DamagedError, av.error.FFmpegError):
                 self._damaged = True
                 self.close()
                 shelf.drop(wanted)
-        self._read_warily(wanted, shelf, self._probe.index)
-        return shelf
+        return self._read_warily(wanted, shelf, index)
 
     def _read_directly(self, wanted: Int64Array, shelf: Shelf, index: PacketIndex) -> None:
         """The way through a sound file: forwards, with jumps over what nobody wants."""
