@@ -631,6 +631,25 @@ def test_a_file_cut_at_its_end_gives_the_frames_that_are_left(kind, tmp_path, tr
         np.testing.assert_array_equal(batch.frames, truth.frames[batch.source_idx])
 
 
+@pytest.mark.parametrize("kind", ["variable-rate-mkv", "vp9", "av1-mkv"])
+def test_frames_behind_lost_packets_are_missing_until_the_next_keyframe(kind, tmp_path, truth_of):
+    # no decoder of these complains: the packets are gone, and the next is predicted from others
+    truth = truth_of(kind)
+    path = tmp_path / truth.path.name
+    data = bytearray(truth.path.read_bytes())
+    _, at, size = packet_places(truth.path)[14]
+    data[at : at + size] = bytes(size)
+    path.write_bytes(data)
+    with open_video(path) as reader:
+        assert reader.num_frames < 48
+        assert any("lost packets" in oddity for oddity in reader.probe.oddities)
+        batch = reader.read(range(reader.num_frames))
+        assert batch.missing_source_idx.size > 0
+        shown_at = np.searchsorted(truth.time_s + 1e-6, batch.time_s)
+        np.testing.assert_array_equal(batch.frames, truth.frames[shown_at])
+        assert {*range(9), *range(36, 48)} <= set(shown_at.tolist())
+
+
 def test_an_mp4_cut_behind_its_index_gives_the_frames_that_are_left(tmp_path, encode_video):
     path = tmp_path / "cut.mp4"
     data = with_index_in_front(encode_video, path)

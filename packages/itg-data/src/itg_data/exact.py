@@ -184,16 +184,21 @@ class ExactDecoder:
         if self._probe.index is None:
             self._read_counting(wanted, shelf)
             return shelf
+        lost = _hang_on_lost_packets(self._probe.index, wanted)
+        self._read_indexed(wanted[~lost], shelf, self._probe.index)
+        # they may have come out on the way to others, painted over
+        shelf.drop(wanted[lost])
+        return shelf
+
+    def _read_indexed(self, wanted: Int64Array, shelf: Shelf, index: PacketIndex) -> None:
         if not self._damaged:
             try:
-                self._read_directly(wanted, shelf, self._probe.index)
-                return shelf
+                return self._read_directly(wanted, shelf, index)
             except (DamagedError, av.error.FFmpegError):
                 self._damaged = True
                 self.close()
                 shelf.drop(wanted)
-        self._read_warily(wanted, shelf, self._probe.index)
-        return shelf
+        return self._read_warily(wanted, shelf, index)
 
     def _read_directly(self, wanted: Int64Array, shelf: Shelf, index: PacketIndex) -> None:
         """The way through a sound file: forwards, with jumps over what nobody wants."""
@@ -324,6 +329,13 @@ def find_entries(index: PacketIndex, frames: Int64Array) -> Int64Array:
     ).any():
         before[early] -= 1
     return index.entries[before]
+
+
+def _hang_on_lost_packets(index: PacketIndex, frames: Int64Array) -> npt.NDArray[np.bool_]:
+    """[N] whether a packet that a frame may be predicted from is known to be damaged or lost."""
+    before_entry = np.searchsorted(index.damaged, find_entries(index, frames), side="left")
+    up_to_frame = np.searchsorted(index.damaged, index.frame_packet[frames], side="right")
+    return up_to_frame > before_entry
 
 
 def _settled_frames(index: PacketIndex) -> Int64Array:

@@ -13,6 +13,7 @@ import atexit
 import ctypes
 import importlib
 import threading
+import weakref
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -83,8 +84,7 @@ class DecordDecoder:
         size = {"height": height, "width": width} if resizes else {}
         self._shape = (height, width, 3)
         self._watch = _ErrorWatch.shared()
-        self._watch.listen()
-        self._listening = True
+        self._watch.listen(self)
         try:
             # 0 threads, decord's default, breaks VP9
             self._reader = cast(
@@ -136,9 +136,7 @@ class DecordDecoder:
     def close(self) -> None:
         """Frees decord's decoder."""
         self._reader = cast(_DecordReader, None)
-        if self._listening:
-            self._listening = False
-            self._watch.stop_listening()
+        self._watch.stop_listening(self)
 
 
 class _ErrorWatch:
@@ -147,7 +145,8 @@ class _ErrorWatch:
     decord brings libraries of its own, so the hook sees nothing of PyAV's FFmpeg. Errors cannot
     be told apart by reader: with several readers at work, one's damage makes the others distrust
     their frames too, which costs time and nothing else. The hook is only set while a reader is
-    open, and never at the interpreter's end: decord's threads would call into nothing.
+    open, and readers left open are closed before the interpreter ends: a thread of decord's that
+    then waits for the interpreter would wait for ever.
     """
 
     _instance: "_ErrorWatch | None" = None
@@ -160,14 +159,14 @@ class _ErrorWatch:
             raise DecordError("this build of decord cannot be watched for damage")
         self._library = ctypes.CDLL(str(libraries[0].resolve()))
         self._lock = threading.Lock()
-        self._num_listeners = 0
+        self._listeners: weakref.WeakSet[DecordDecoder] = weakref.WeakSet()
         self.num_errors = 0
         signature = ctypes.CFUNCTYPE(
             None, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
         )
         self._hook = signature(self._on_message)
         decord.logging.set_level(_AV_LOG_QUIET)
-        atexit.register(self._unhook)
+        atexit.register(self._close_all)
 
     @classmethod
     def shared(cls) -> "_ErrorWatch":
@@ -184,17 +183,21 @@ class _ErrorWatch:
         if level <= _AV_LOG_ERROR:
             self.num_errors += 1
 
-    def listen(self) -> None:
+    def listen(self, reader: DecordDecoder) -> None:
         with self._lock:
-            self._num_listeners += 1
-            if self._num_listeners == 1:
-                self._library.av_log_set_callback(self._hook)
+            self._listeners.add(reader)
+            self._library.av_log_set_callback(self._hook)
 
-    def stop_listening(self) -> None:
+    def stop_listening(self, reader: DecordDecoder) -> None:
         with self._lock:
-            self._num_listeners -= 1
-            if self._num_listeners == 0:
+            self._listeners.discard(reader)
+            if not self._listeners:
                 self._unhook()
+
+    def _close_all(self) -> None:
+        for reader in list(self._listeners):
+            reader.close()
+        self._unhook()
 
     def _unhook(self) -> None:
         self._library.av_log_set_callback(self._library.av_log_default_callback)

@@ -35,6 +35,9 @@ _CLEAN_KEYFRAME_CODECS = frozenset(
     {"vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "ffv1", "mjpeg", "prores", "dnxhd"}
 )
 
+# Between Matroska's packets lie a few bytes, at most a cluster's header; damage skips far more.
+_LARGEST_BLOCK_HEADER = 64
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Orientation:
@@ -68,6 +71,8 @@ class PacketIndex:
     """[N] presentation time of each frame, ascending."""
     frame_packet: Int64Array
     """[N] the packet of each frame."""
+    damaged: Int64Array
+    """[D] packets known to be damaged, or lost behind, without decoding; ascending."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +120,10 @@ class _Packets:
     last_duration: int = 0
     num_hidden: int = 0
     """Packets whose frame, by the codec's own rule (VP8, VP9), is decoded but not shown."""
-    num_corrupt: int = 0
+    corrupt: list[int] = field(default_factory=list[int])
+    """Packets that the demuxer marks as damaged."""
+    after_gap: list[int] = field(default_factory=list[int])
+    """Packets before which bytes of the file belong to no packet at all."""
     error: str | None = None
     """Why the file could not be read on, if it could not."""
 
@@ -176,18 +184,26 @@ def _codec_name(stream: VideoStream) -> str:
 def _demux(container: InputContainer, stream: VideoStream, codec: str) -> _Packets:
     extradata = stream.codec_context.extradata or b""
     seen = _Packets()
+    end_of_last: int | None = None
     try:
-        for packet in read_packets(container, stream):
+        for packet in read_packets(container):
             if packet.size == 0:
                 continue
+            skipped = packet.pos - end_of_last if packet.pos and end_of_last else 0
+            end_of_last = packet.pos + packet.size if packet.pos else None
+            if packet.stream_index != stream.index:
+                continue
             is_hidden = _is_hidden(packet, codec)
+            if packet.is_corrupt:
+                seen.corrupt.append(len(seen.pts))
+            if skipped > _LARGEST_BLOCK_HEADER:
+                seen.after_gap.append(len(seen.pts))
             seen.pts.append(packet.pts)
             seen.keyframe.append(packet.is_keyframe)
             seen.entry.append(packet.is_keyframe and _is_entry(packet, codec, extradata))
             seen.shown.append(not (packet.is_discard or is_hidden))
             seen.last_duration = packet.duration or 0
             seen.num_hidden += is_hidden
-            seen.num_corrupt += packet.is_corrupt
     except av.error.FFmpegError as failure:
         seen.error = explain(failure)
     return seen
@@ -245,8 +261,8 @@ def _build_index(packets: _Packets, header: _Header) -> tuple[PacketIndex | None
         oddities.append(f"has {header.num_video_streams} video streams")
     if packets.error:
         oddities.append(f"breaks off ({packets.error})")
-    if packets.num_corrupt:
-        oddities.append(f"has {packets.num_corrupt} damaged packets")
+    if packets.corrupt:
+        oddities.append(f"has {len(packets.corrupt)} damaged packets")
     if packets.num_hidden:
         oddities.append(f"has {packets.num_hidden} hidden frames in packets of their own")
     if len(known) < len(packets.pts):
@@ -269,6 +285,9 @@ def _build_index(packets: _Packets, header: _Header) -> tuple[PacketIndex | None
         oddities.append("has keyframes that need frames before them (open GOP or intra refresh)")
     elif _has_leading_pictures(pts, entries):
         oddities.append("has frames shown before the keyframe that they follow (open GOP)")
+    holes = _find_holes(pts, packets.after_gap) if header.format == "matroska" else []
+    if holes:
+        oddities.append(f"has lost packets in {len(holes)} places")
     frame_packet = np.flatnonzero(shown)
     frame_packet = frame_packet[np.argsort(pts[frame_packet], kind="stable")]
     index = PacketIndex(
@@ -276,8 +295,20 @@ def _build_index(packets: _Packets, header: _Header) -> tuple[PacketIndex | None
         entries=entries.astype(np.int64),
         frame_pts=pts[frame_packet],
         frame_packet=frame_packet.astype(np.int64),
+        # the packet before a hole may hold bytes from behind it
+        damaged=np.array(sorted({*packets.corrupt, *(at - 1 for at in holes)}), dtype=np.int64),
     )
     return index, oddities
+
+
+def _find_holes(pts: Int64Array, after_gap: list[int]) -> list[int]:
+    """Finds where a damaged Matroska file was read on further behind, which FFmpeg does in silence.
+
+    Bytes that belong to no packet may be a sound file's own affair, such as tags or transparency;
+    where time jumps as well, packets are lost.
+    """
+    usual_step = float(np.median(np.diff(np.sort(pts)))) if len(pts) > 1 else 0.0
+    return [at for at in after_gap if at and pts[at] - pts[:at].max() > 1.5 * usual_step]
 
 
 def _has_leading_pictures(pts: Int64Array, entries: Int64Array) -> bool:

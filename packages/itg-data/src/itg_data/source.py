@@ -100,18 +100,18 @@ def find_video_stream(container: InputContainer, path: str) -> VideoStream:
     return stream
 
 
-def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """Yields a stream's packets, then an empty one that empties the decoder.
+def read_packets(container: InputContainer, *streams: VideoStream) -> Iterator[Packet]:
+    """Yields the packets of streams, or of all, then an empty one each to empty the decoders.
 
     Raises:
         av.error.FFmpegError: The file cannot be read on.
     """
     while True:
         try:
-            yield from container.demux(stream)
+            yield from container.demux(*streams)
         except IndexError:
             # PyAV stumbles over streams that damage makes FFmpeg see halfway through a file;
-            # the packet is lost, and was none of this stream's
+            # the packet is lost, and was of none that we know
             continue
         return
 
