@@ -3,12 +3,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from itg_model import FrameGroundingModel
 from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 PARITY = Path(__file__).parent / "data" / "parity"
 
@@ -80,3 +84,48 @@ def tiny_config() -> FrameGroundingConfig:
 def tiny_model(tiny_config: FrameGroundingConfig) -> FrameGroundingModel:
     torch.manual_seed(0)
     return FrameGroundingModel(tiny_config).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of under 300 tokens whose pad token, as the published one's, is "!"."""
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["where is the red square and when does it move"] * 2, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="!"
+    )
+
+
+@pytest.fixture
+def checkpoint_dir(
+    tiny_model: FrameGroundingModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> Path:
+    """A whole checkpoint: config, weights and tokenizer."""
+    directory = tmp_path / "checkpoint"
+    tiny_model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten seconds at 4 Hz, 64 x 48: a light square that wanders over noise."""
+    path = tmp_path_factory.mktemp("videos") / "square.mp4"
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(40):
+            image = rng.integers(0, 60, (48, 64, 3), dtype=np.uint8)
+            image[i % 32 : i % 32 + 12, i : i + 16] = (250, 6 * i, 255 - 6 * i)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path

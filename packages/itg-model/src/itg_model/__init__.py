@@ -9,15 +9,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from itg_model.config import FrameGroundingConfig
     from itg_model.errors import CheckpointError
+    from itg_model.grounder import EncodedVideo, FrameGrounder
     from itg_model.model import FrameGroundingModel
+    from itg_model.policies import select_frames
 
 _HOMES = {
     "CheckpointError": "itg_model.errors",
+    "EncodedVideo": "itg_model.grounder",
+    "FrameGrounder": "itg_model.grounder",
     "FrameGroundingConfig": "itg_model.config",
     "FrameGroundingModel": "itg_model.model",
+    "select_frames": "itg_model.policies",
 }
 
-__all__ = ["CheckpointError", "FrameGroundingConfig", "FrameGroundingModel"]
+__all__ = [
+    "CheckpointError",
+    "EncodedVideo",
+    "FrameGrounder",
+    "FrameGroundingConfig",
+    "FrameGroundingModel",
+    "select_frames",
+]
 
 
 def __getattr__(name: str) -> Any:

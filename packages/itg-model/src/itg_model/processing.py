@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from itg_model.errors import CheckpointError
 from itg_model.model import VIDEO_TOKEN_ID
@@ -62,7 +62,11 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
+            str(directory),
+            local_files_only=True,
+            trust_remote_code=False,
+            # else transformers reads config.json and warns that it does not know the model
+            config=PreTrainedConfig(),
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)

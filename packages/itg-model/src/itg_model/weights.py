@@ -20,6 +20,7 @@ from torch import Tensor
 
 from itg_model.config import FrameGroundingConfig
 from itg_model.errors import CheckpointError
+from itg_model.files import replacing, write_atomically
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -123,27 +124,8 @@ def write_checkpoint(
         path.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file that appears whole or not at all."""
-    with _replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` that replaces it when the block ends well."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with _replacing(path) as part:
+    with replacing(path) as part:
         # contiguous: a parameter may be a view; safetensors refuses those
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, part, {"format": "pt"})
 

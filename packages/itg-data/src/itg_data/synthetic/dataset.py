@@ -1,0 +1,97 @@
+"""A scripted set on disk: videos, records and the config that made them.
+
+Everything is drawn from (seed, split, video number), so a set is the same however many processes
+write it.
+"""
+
+import json
+import multiprocessing
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from itg_data.jsonl import read_jsonl, write_jsonl
+from itg_data.records import GroundingRecord
+from itg_data.synthetic.questions import ask_questions
+from itg_data.synthetic.render import encode_mp4, render
+from itg_data.synthetic.script import GENERATOR_VERSION, Split, SyntheticConfig, write_script
+
+
+def load_or_write_dataset(
+    root: Path,
+    config: SyntheticConfig,
+    *,
+    num_workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[GroundingRecord]:
+    """Gives the scripted set in `root`, writing it first unless it is already there.
+
+    The set appears whole or not at all: it is made in a temporary folder beside `root` and renamed.
+
+    Args:
+        root: The set's folder: `records.jsonl`, `config.json` and `videos/`.
+        config: What the set must be.
+        num_workers: Processes that render; the result does not depend on it.
+        progress: Called with (videos done, videos in all).
+
+    Raises:
+        FileExistsError: `root` exists and is not a scripted set made from this config.
+    """
+    described: dict[str, object] = {"generator": GENERATOR_VERSION, **asdict(config)}
+    if root.exists():
+        if not _describes(root, described):
+            raise FileExistsError(
+                f"{root} is there but is not the scripted set asked for; remove it or name another"
+            )
+        return list(read_jsonl(root / "records.jsonl", GroundingRecord))
+    root.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        records = _write_videos(staging, config, num_workers, progress)
+        write_jsonl(staging / "records.jsonl", records)
+        (staging / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        staging.chmod(0o755)
+        staging.rename(root)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return records
+
+
+def _describes(root: Path, described: dict[str, object]) -> bool:
+    try:
+        return json.loads((root / "config.json").read_text()) == described
+    except (OSError, ValueError):
+        return False
+
+
+def _write_videos(
+    root: Path,
+    config: SyntheticConfig,
+    num_workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[GroundingRecord]:
+    (root / "videos").mkdir()
+    sizes: dict[Split, int] = {"train": config.num_train, "heldout": config.num_heldout}
+    jobs = [(split, i) for split, size in sizes.items() for i in range(size)]
+    records: list[GroundingRecord] = []
+    # spawn: the caller may have threads and a GPU, neither of which survives a fork
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        made = pool.map(_write_video, *zip(*((root, config, *job) for job in jobs), strict=True))
+        for done, of_video in enumerate(made, start=1):
+            records += of_video
+            if progress:
+                progress(done, len(jobs))
+    return records
+
+
+def _write_video(
+    root: Path, config: SyntheticConfig, split: Split, number: int
+) -> list[GroundingRecord]:
+    video = f"videos/{split}-{number:05d}.mp4"
+    script = write_script(config, split, number)
+    encode_mp4(root / video, render(config, split, number, script), config.fps)
+    return ask_questions(config, split, number, script, video)

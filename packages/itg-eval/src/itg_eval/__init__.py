@@ -1,0 +1,1 @@
+"""itg-eval: measures what frame selection does to a Video LLM."""

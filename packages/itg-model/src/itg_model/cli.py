@@ -1,0 +1,180 @@
+"""`itg-select`: the frames of a video that answer a question, as JSON and as pictures."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from itg_data.errors import ItgError
+from itg_data.records import FrameSelection, to_json
+from itg_data.sampling import SamplingConfig, SamplingRule
+from itg_data.video import open_video
+
+SAMPLING = SamplingConfig()
+NO_MODEL = (
+    "--model is missing: pass a checkpoint directory or a hub id; "
+    "`uv run itg-train` makes a small checkpoint and prints where it lies"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """Picks the frames of a video that answer a question.
+
+    JSON goes to stdout, progress and errors to stderr. Exit codes: 0 done, 2 bad input, 130
+    interrupted.
+    """
+
+    video: Annotated[Path, tyro.conf.Positional]
+    """Video file."""
+
+    question: Annotated[str, tyro.conf.Positional]
+    """What the frames should answer."""
+
+    model: str | None = None
+    """Checkpoint directory, or owner/name on the Hugging Face hub."""
+
+    top_k: int = 32
+    """Frames to choose; all sampled frames where there are fewer."""
+
+    policy: Literal["top-k", "uniform"] = "top-k"
+    """How frames are chosen by their scores."""
+
+    rate_hz: float = SAMPLING.rate_hz
+    """Frames looked at per second of video."""
+
+    max_frames: int = SAMPLING.max_frames
+    """Frames looked at in all; longer videos are thinned evenly."""
+
+    sampling_rule: SamplingRule = SAMPLING.rule
+    """How long videos are thinned: as the reference trains, or as its benchmark runs."""
+
+    json: str = "-"
+    """File for the result, or - for stdout."""
+
+    save_frames: Path | None = None
+    """Directory for the chosen frames as pictures at the video's own size."""
+
+    frame_format: Literal["jpg", "png"] = "jpg"
+    """Format of these pictures."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    dtype: str = "auto"
+    """auto, float32, float16 or bfloat16."""
+
+    def to_sampling(self) -> SamplingConfig:
+        """Gathers the options that say which frames are looked at."""
+        return SamplingConfig(
+            rate_hz=self.rate_hz, max_frames=self.max_frames, rule=self.sampling_rule
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `itg-select`; see `Request`."""
+    try:
+        try:
+            request = tyro.cli(Request, prog="itg-select", args=argv)
+            _check(request)
+        except ValueError as error:
+            return _fail(str(error))
+        try:
+            _run(request)
+        except (ItgError, OSError) as error:
+            return _fail(str(error))
+    except KeyboardInterrupt:
+        print("itg-select: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _check(request: Request) -> None:
+    """Finds faults of the request before anything costly starts."""
+    if request.model is None:
+        raise ValueError(NO_MODEL)
+    request.to_sampling()
+    if request.top_k < 1:
+        raise ValueError(f"--top-k must be >= 1, got {request.top_k}")
+    if not request.question.strip():
+        raise ValueError("the question must not be blank")
+    if not request.video.is_file():
+        raise ValueError(f"{request.video}: no such file")
+    if request.save_frames is not None and request.save_frames.is_file():
+        raise ValueError(f"--save-frames {request.save_frames}: not a directory")
+    if request.json != "-":
+        if not Path(request.json).absolute().parent.is_dir():
+            raise ValueError(f"--json {request.json}: no such directory")
+        if Path(request.json).is_dir():
+            raise ValueError(f"--json {request.json}: is a directory, not a file")
+    # imported here and below: --help and a typo should not wait for torch
+    from itg_model.grounder import resolve_device, resolve_dtype
+
+    resolve_dtype(request.dtype, resolve_device(request.device))
+
+
+def _run(request: Request) -> None:
+    from itg_model.export import save_frames
+
+    selection = _select(request)
+    text = json.dumps(to_json(selection), indent=2, allow_nan=False) + "\n"
+    if request.json == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        from itg_model.files import write_atomically
+
+        write_atomically(Path(request.json), text)
+    summary = f"chose {len(selection.selected)} of {selection.num_sampled} frames looked at"
+    if selection.missing_source_idx:
+        summary += f"; {len(selection.missing_source_idx)} more are missing from the file"
+    if request.save_frames is not None:
+        save_frames(selection, request.save_frames, request.frame_format)
+        summary += f"; pictures in {request.save_frames}"
+    print(f"itg-select: {summary}", file=sys.stderr)
+
+
+def _select(request: Request) -> FrameSelection:
+    from itg_model.grounder import FrameGrounder
+
+    assert request.model is not None  # _check
+    # a look at the packets: a broken file should not cost the loading of a large model
+    open_video(request.video).close()
+    with _show_progress(request.video.name) as progress:
+        grounder = FrameGrounder.from_pretrained(request.model, request.device, request.dtype)
+        return grounder.select(
+            request.video,
+            request.question,
+            request.top_k,
+            request.to_sampling(),
+            request.policy,
+            progress,
+        )
+
+
+@contextmanager
+def _show_progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("loading the model", total=None)
+
+        def show(num_done: int, num_frames: int) -> None:
+            bars.update(task, description=f"reading {name}", completed=num_done, total=num_frames)
+
+        yield show
+
+
+def _fail(message: str) -> int:
+    print(f"itg-select: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

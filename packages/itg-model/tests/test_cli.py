@@ -1,0 +1,145 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from itg_model import cli
+from itg_model.cli import main
+
+
+@pytest.fixture
+def arguments(checkpoint_dir, video) -> list[str]:
+    return [str(video), "where is it", "--model", str(checkpoint_dir), "--device", "cpu"]
+
+
+def test_stdout_holds_the_selection_as_json_and_nothing_else(arguments, capsys):
+    assert main([*arguments, "--top-k", "3"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["video"] == arguments[0]
+    assert result["question"] == "where is it"
+    assert result["model"] == arguments[3]
+    assert (result["policy"], result["sampling"]) == ("top-k", "train-1hz-max512")
+    assert result["num_sampled"] == len(result["scores"]) == len(result["times_s"]) == 10
+    assert len(result["selected"]) == 3
+    for frame in result["selected"]:
+        assert set(frame) == {"source_idx", "time_s", "score", "rank"}
+        assert frame["score"] == result["scores"][frame["source_idx"] // 4]
+
+
+def test_the_result_goes_to_a_file_where_one_is_named(arguments, capsys, tmp_path):
+    assert main([*arguments, "--json", str(tmp_path / "out.json")]) == 0
+    assert capsys.readouterr().out == ""
+    assert json.loads((tmp_path / "out.json").read_text())["num_sampled"] == 10
+
+
+def test_sampling_and_policy_are_options(arguments, capsys):
+    options = ["--rate-hz", "4", "--max-frames", "8", "--sampling-rule", "lmms-eval"]
+    assert main([*arguments, *options, "--policy", "uniform", "--top-k", "2"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["num_sampled"] == 8
+    assert (result["policy"], result["sampling"]) == ("uniform", "lmms-eval-4hz-max8")
+
+
+def test_chosen_frames_are_saved_as_pictures(arguments, capsys, tmp_path):
+    options = ["--save-frames", str(tmp_path / "frames"), "--frame-format", "png", "--top-k", "2"]
+    assert main([*arguments, *options]) == 0
+    captured = capsys.readouterr()
+    selected = json.loads(captured.out)["selected"]
+    names = sorted(p.name for p in (tmp_path / "frames").iterdir())
+    assert [int(name.split("_")[1]) for name in names] == [f["source_idx"] for f in selected]
+    wanted = f"itg-select: chose 2 of 10 frames looked at; pictures in {tmp_path / 'frames'}\n"
+    assert captured.err == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: "no-such.mp4"}, "no-such.mp4: no such file"),
+        ({0: "/"}, "/: no such file"),
+        ({1: " "}, "the question must not be blank"),
+        ({3: "/no/such/checkpoint"}, "/no/such/checkpoint: not a directory"),
+        ({3: "someone/grounder"}, "someone/grounder: no such directory"),
+        ({5: "cuda:99"}, "device cuda:99 was asked for, but there are"),
+        ({6: "--top-k", 7: "0"}, "--top-k must be >= 1, got 0"),
+        ({6: "--dtype", 7: "int4"}, "dtype must be auto, float32"),
+        ({6: "--json", 7: "/no/such/out.json"}, "--json /no/such/out.json: no such directory"),
+        ({6: "--json", 7: "/"}, "--json /: is a directory, not a file"),
+        ({6: "--rate-hz", 7: "0"}, "sampling.rate_hz must be finite and > 0, got 0.0"),
+        ({6: "--save-frames", 7: "/dev/null/x"}, "Not a directory"),
+    ],
+)
+def test_bad_input_exits_2_with_one_line(change, message, arguments, capsys):
+    changed = dict(enumerate(arguments)) | change
+    assert main([changed[i] for i in sorted(changed)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("itg-select: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no video" * 100], ids=["empty", "text"])
+def test_a_file_that_is_no_video_exits_2_with_one_line(content, arguments, capsys, tmp_path):
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(content)
+    # the model does not even exist: the video is looked at first
+    assert main([str(path), *arguments[1:3], "/no/such/model"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"itg-select: {path}: " in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_missing_model_says_how_to_make_one(arguments, capsys):
+    assert main(arguments[:2]) == 2
+    error = capsys.readouterr().err
+    assert "--model is missing" in error
+    assert "uv run itg-train" in error
+
+
+def test_an_unknown_option_exits_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--topk", "3"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_every_policy_can_be_named(arguments):
+    from typing import get_args, get_type_hints
+
+    from itg_model.policies import policy_names
+
+    assert set(get_args(get_type_hints(cli.Request)["policy"])) == set(policy_names())
+
+
+def test_an_interrupt_exits_130_without_a_traceback(arguments, capsys, monkeypatch):
+    def interrupt(_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_select", interrupt)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == "itg-select: interrupted\n"
+
+
+def test_help_and_a_missing_file_do_not_wait_for_torch():
+    code = (
+        "import sys; from itg_model.cli import main\n"
+        "assert main(['no-such.mp4', 'where', '--model', 'x']) == 2\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_control_c_ends_a_real_run_with_130(arguments):
+    code = (
+        "import os, signal, sys, time; from itg_model import cli\n"
+        "def hang(request):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(30)\n"
+        "cli._check = hang\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130
+    assert done.stderr == "itg-select: interrupted\n"

@@ -1,0 +1,269 @@
+import numpy as np
+import pytest
+import torch
+from itg_data import VideoError
+from itg_data.records import FrameSelection, from_json, to_json
+from itg_data.sampling import SamplingConfig
+from itg_data.video import FrameBatch, VideoReader, open_video
+from itg_model import CheckpointError, FrameGrounder
+from itg_model import grounder as grounder_module
+from itg_model.export import save_frames
+from itg_model.grounder import resolve_device, resolve_dtype
+from itg_model.processing import encode_question, preprocess_frames
+from PIL import Image
+
+
+@pytest.fixture
+def grounder(tiny_model, tokenizer) -> FrameGrounder:
+    return FrameGrounder(tiny_model, tokenizer, "tiny", frame_chunk=4)
+
+
+def lose(monkeypatch, lost: set[int]) -> None:
+    """Makes every reader lose some frames, as a damaged file does."""
+    whole = VideoReader.read
+
+    def read(self, source_idx) -> FrameBatch:
+        kept = np.array([i for i in source_idx if i not in lost], dtype=np.int64)
+        if not len(kept):
+            raise VideoError(self.path, "none can be decoded")
+        batch = whole(self, kept)
+        missing = np.array([i for i in source_idx if i in lost], dtype=np.int64)
+        return FrameBatch(
+            frames=batch.frames,
+            source_idx=batch.source_idx,
+            time_s=batch.time_s,
+            missing_source_idx=missing,
+        )
+
+    monkeypatch.setattr(VideoReader, "read", read)
+
+
+def test_a_selection_holds_the_best_frames_in_time_order(grounder, video):
+    selection = grounder.select(video, "where is the red square", top_k=3)
+    assert selection.num_sampled == len(selection.scores) == 10
+    assert selection.times_s == pytest.approx(range(10))
+    best = sorted(np.argsort(selection.scores)[-3:])
+    assert [f.source_idx for f in selection.selected] == [4 * i for i in best]
+    assert [f.time_s for f in selection.selected] == [selection.times_s[i] for i in best]
+    assert [f.score for f in selection.selected] == [selection.scores[i] for i in best]
+    by_rank = sorted(selection.selected, key=lambda f: f.rank)
+    assert [f.rank for f in by_rank] == [0, 1, 2]
+    assert by_rank[0].score >= by_rank[1].score >= by_rank[2].score
+    assert (selection.model, selection.policy) == ("tiny", "top-k")
+    assert selection.sampling == "train-1hz-max512"
+    assert from_json(FrameSelection, {**to_json(selection), **lists(selection)}) == selection
+
+
+def lists(selection: FrameSelection) -> dict[str, object]:
+    """The tuples of a record as JSON has them."""
+    data = to_json(selection)
+    return {k: list(v) for k, v in data.items() if isinstance(v, tuple)}
+
+
+def test_scores_are_those_of_the_model_on_the_sampled_frames(grounder, video):
+    with open_video(video) as reader:
+        batch = reader.read(range(0, 40, 4))
+    pixels = preprocess_frames(batch.frames, 24)
+    ids = encode_question("where is it", grounder.tokenizer)
+    with torch.no_grad():
+        logits = grounder.model([pixels], [ids]).logits[0]
+    selection = grounder.select(video, "where is it")
+    assert selection.scores == pytest.approx(logits.double().sigmoid().tolist(), abs=1e-6)
+    assert np.std(selection.scores) > 0.01
+
+
+@pytest.mark.parametrize("frame_chunk", [1, 3, 10, 64])
+def test_the_chunk_size_changes_no_score(frame_chunk, grounder, video):
+    wanted = grounder.select(video, "where is it").scores
+    grounder.frame_chunk = frame_chunk
+    assert grounder.select(video, "where is it").scores == pytest.approx(wanted, abs=1e-6)
+
+
+def test_no_more_than_a_chunk_of_frames_is_read_at_once(grounder, video, monkeypatch):
+    sizes, whole = [], VideoReader.read
+
+    def read(self, source_idx) -> FrameBatch:
+        sizes.append(len(source_idx))
+        return whole(self, source_idx)
+
+    monkeypatch.setattr(VideoReader, "read", read)
+    grounder.encode(video)
+    assert sizes == [4, 4, 2]
+    monkeypatch.setattr(grounder_module, "MAX_CHUNK_BYTES", 3 * 64 * 48 * 3)
+    grounder.encode(video)
+    assert sizes[3:] == [3, 3, 3, 1]
+
+
+def test_a_video_encoded_once_answers_many_questions(grounder, video, monkeypatch):
+    questions = ["where is the red square", "when does it move"]
+    wanted = [grounder.select(video, q, top_k=4) for q in questions]
+    encoded = grounder.encode(video)
+    monkeypatch.setattr(grounder_module, "open_video", None)
+    assert [grounder.select(encoded, q, top_k=4) for q in questions] == wanted
+    assert wanted[0].scores != wanted[1].scores
+
+
+def test_another_sampling_than_the_encoded_videos_is_an_error(grounder, video):
+    encoded = grounder.encode(video, SamplingConfig(rate_hz=2))
+    assert grounder.select(encoded, "where", sampling=SamplingConfig(rate_hz=2)).num_sampled == 20
+    with pytest.raises(ValueError, match="was encoded with train-2hz-max512"):
+        grounder.select(encoded, "where", sampling=SamplingConfig())
+
+
+@pytest.mark.parametrize("policy", ["top-k", "uniform"])
+@pytest.mark.parametrize("top_k", [1, 9, 10, 32])
+def test_a_selection_holds_exactly_as_many_frames_as_asked_for(policy, top_k, grounder, video):
+    selection = grounder.select(video, "where is it", top_k, policy=policy)
+    assert len({f.source_idx for f in selection.selected}) == min(top_k, 10)
+    assert selection.policy == policy
+
+
+def test_missing_frames_are_listed_and_not_scored(grounder, video, monkeypatch):
+    whole = grounder.select(video, "where is it", top_k=32)
+    # one frame in the first chunk, and the whole of the second
+    lose(monkeypatch, {4, 16, 20, 24, 28})
+    selection = grounder.select(video, "where is it", top_k=32)
+    assert selection.missing_source_idx == (4, 16, 20, 24, 28)
+    assert selection.num_sampled == len(selection.selected) == 5
+    assert [f.source_idx for f in selection.selected] == [0, 8, 12, 32, 36]
+    assert selection.times_s == (0, 2, 3, 8, 9)
+    assert len(whole.selected) == 10
+
+
+def test_a_video_that_gives_no_sampled_frame_is_an_error(grounder, video, monkeypatch):
+    lose(monkeypatch, set(range(40)))
+    with pytest.raises(VideoError, match="none of the 10 sampled frames can be decoded"):
+        grounder.select(video, "where is it")
+
+
+def test_a_file_that_is_no_video_is_an_error_with_its_path(grounder, tmp_path):
+    path = tmp_path / "notes.mp4"
+    path.write_text("not a video")
+    with pytest.raises(VideoError, match=r"notes\.mp4: "):
+        grounder.select(path, "where is it")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "k must be >= 1, got 0"),
+        ({"policy": "best"}, "policy must be one of"),
+        ({"question": " "}, "question must not be blank"),
+    ],
+)
+def test_a_senseless_request_fails_before_the_video_is_opened(options, message, grounder):
+    with pytest.raises(ValueError, match=message):
+        grounder.select("no-such.mp4", **({"question": "where"} | options))
+
+
+def test_progress_counts_every_sampled_frame(grounder, video):
+    seen = []
+    grounder.select(video, "where", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_a_failure_in_the_tower_ends_the_reading_thread_first(grounder, video, monkeypatch):
+    order, close, read = [], VideoReader.close, VideoReader.read
+
+    def slow_read(self, source_idx) -> FrameBatch:
+        batch = read(self, source_idx)
+        order.append("read")
+        return batch
+
+    def fail(*_) -> None:
+        raise MemoryError("tower")
+
+    monkeypatch.setattr(VideoReader, "read", slow_read)
+    monkeypatch.setattr(VideoReader, "close", lambda self: (order.append("close"), close(self)))
+    monkeypatch.setattr(grounder.model, "encode_frames", fail)
+    with pytest.raises(MemoryError, match="tower"):
+        grounder.encode(video)
+    assert order == ["read", "read", "close"]
+
+
+def test_a_question_too_long_for_the_model_is_cut_with_a_warning(grounder, video, caplog):
+    with caplog.at_level("WARNING"):
+        selection = grounder.select(video, "where " * 200)
+    assert selection.num_sampled == 10
+    assert "question cut from" in caplog.text
+
+
+def test_scores_that_are_no_numbers_are_an_error(grounder, video):
+    with torch.no_grad():
+        grounder.model.head.bias.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="10 of 10 scores are not numbers"):
+        grounder.select(video, "where")
+
+
+def test_a_checkpoint_directory_loads_with_its_tokenizer(checkpoint_dir, grounder, video):
+    loaded = FrameGrounder.from_pretrained(checkpoint_dir, device="cpu")
+    assert loaded.name == str(checkpoint_dir)
+    assert loaded.model.head.weight.dtype == torch.float32
+    wanted = grounder.select(video, "where is it").scores
+    assert loaded.select(video, "where is it").scores == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_checkpoint_loads_in_half_precision_and_scores_alike(checkpoint_dir, grounder, video):
+    loaded = FrameGrounder.from_pretrained(checkpoint_dir, device="cpu", dtype="bfloat16")
+    wanted = grounder.select(video, "where is it").scores
+    assert loaded.select(video, "where is it").scores == pytest.approx(wanted, abs=0.1)
+
+
+def test_a_tokenizer_larger_than_the_model_is_an_error(tiny_model, tokenizer):
+    more = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer, pad_token="!")
+    more.add_tokens([f"<extra{i}>" for i in range(50)])
+    with pytest.raises(CheckpointError, match=r"the tokenizer has \d+ tokens, the model 300"):
+        FrameGrounder(tiny_model, more, "tiny")
+
+
+@pytest.mark.parametrize("name", ["no/such/dir", "./nothing", "/nowhere", "a b/c", "../x"])
+def test_a_path_that_is_no_directory_is_named(name):
+    with pytest.raises(CheckpointError, match="not a directory"):
+        FrameGrounder.from_pretrained(name)
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_named():
+    with pytest.raises(CheckpointError, match="someone/grounder: no such directory, and not to be"):
+        FrameGrounder.from_pretrained("someone/grounder")
+
+
+def test_devices_and_types_resolve_by_name():
+    cpu = torch.device("cpu")
+    assert resolve_device("cpu") == cpu
+    assert resolve_dtype("auto", cpu) == torch.float32
+    assert resolve_dtype("bfloat16", cpu) == resolve_dtype(torch.bfloat16, cpu) == torch.bfloat16
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, got 'gpu'"):
+        resolve_device("gpu")
+    with pytest.raises(ValueError, match=r"device cuda:99 was asked for, but there are \d+ GPUs"):
+        resolve_device("cuda:99")
+    with pytest.raises(ValueError, match="dtype must be auto, float32, float16, bfloat16, got 'x'"):
+        resolve_dtype("x", cpu)
+
+
+@pytest.mark.parametrize("image_format", ["jpg", "png"])
+def test_saved_frames_are_those_of_the_video_at_its_own_size(
+    image_format, grounder, video, tmp_path
+):
+    selection = grounder.select(video, "where is it", top_k=9)
+    files = save_frames(selection, tmp_path / "new" / "frames", image_format)
+    assert sorted(files) == files
+    assert len(files) == 9
+    with open_video(video) as reader:
+        frames = reader.read([f.source_idx for f in selection.selected]).frames
+    for path, frame, chosen in zip(files, frames, selection.selected, strict=True):
+        assert path.name == f"frame_{chosen.source_idx:08d}_{chosen.time_s:010.3f}s.{image_format}"
+        error = np.abs(np.asarray(Image.open(path)).astype(int) - frame)
+        assert error.max() == 0 if image_format == "png" else error.mean() < 10
+    assert {p.name for p in (tmp_path / "new" / "frames").iterdir()} == {p.name for p in files}
+
+
+def test_saving_frames_replaces_a_link_rather_than_what_it_points_to(grounder, video, tmp_path):
+    selection = grounder.select(video, "where is it", top_k=1)
+    (path,) = save_frames(selection, tmp_path / "frames")
+    outside = tmp_path / "outside.txt"
+    outside.write_text("precious")
+    path.unlink()
+    path.symlink_to(outside)
+    assert save_frames(selection, tmp_path / "frames") == [path]
+    assert outside.read_text() == "precious"
+    assert not path.is_symlink()

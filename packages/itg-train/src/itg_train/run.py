@@ -1,0 +1,40 @@
+"""One run from its config to its results; started again, it goes on where it was."""
+
+import logging
+
+from itg_train import engine
+from itg_train.config import TrainConfig
+from itg_train.loop import train
+from itg_train.prepare import prepare
+from itg_train.rundir import RunDir
+from itg_train.showcase import show_results
+
+logger = logging.getLogger(__name__)
+
+
+def run(recipe: str, config: TrainConfig) -> str:
+    """Trains, evaluates and selects.
+
+    Args:
+        recipe: Name of the recipe that the config came from; goes into the run's folder.
+        config: The run.
+
+    Returns:
+        What to tell the user, from the first process; nothing from the others.
+
+    Raises:
+        RunError: The run's folder is another run's, or there is nothing to learn from.
+    """
+    processes = engine.join_processes(config.engine)
+    try:
+        run_dir = RunDir(config.run_dir)
+        if processes.is_first:
+            run_dir.claim(recipe, config)
+        engine.wait_for_all()
+        prepared = prepare(config, processes)
+        model = train(config, processes, prepared, run_dir)
+        text = show_results(config, model, prepared, run_dir) if processes.is_first else ""
+        engine.wait_for_all()
+    finally:
+        engine.leave_processes()
+    return text

@@ -1,0 +1,156 @@
+"""The folder of a run: what was asked for, by which code, what happened, what came out.
+
+    config.json      the whole config, and the recipe it came from
+    provenance.json  code version, package versions, machine
+    metrics.jsonl    one line per step
+    state/           DeepSpeed's own files, to resume from
+    checkpoint/      the trained grounder: config, safetensors, tokenizer
+    heldout.json     quality on the held-out split
+    selection.json   frames chosen from one held-out video, and scores.png, their picture
+
+A folder belongs to one config. Started again with the same one, an unfinished run goes on; with
+another one it is refused, because its results would be of neither.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from itg_data.errors import ItgError
+from itg_data.jsonl import write_atomic
+
+from itg_train.config import TrainConfig
+
+_PACKAGES = (
+    "itg-data",
+    "itg-kernels",
+    "itg-model",
+    "itg-train",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "triton",
+    "numpy",
+    "av",
+    "decord",
+)
+
+
+class RunError(ItgError):
+    """A run cannot start or go on in its folder; the message says what to do."""
+
+
+class RunDir:
+    """Paths and small files of one run.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.json"
+        self.metrics = root / "metrics.jsonl"
+        self.state = root / "state"
+        self.checkpoint = root / "checkpoint"
+        self.heldout = root / "heldout.json"
+        self.selection = root / "selection.json"
+        self.picture = root / "scores.png"
+
+    def claim(self, recipe: str, config: TrainConfig) -> None:
+        """Makes the folder this run's own, or confirms that it is.
+
+        Raises:
+            RunError: The folder holds another run, or something that is not a run.
+        """
+        described = {"recipe": recipe, "config": to_plain(config)}
+        if self.config.exists():
+            found = _read_json(self.config)
+            if found != described:
+                changed = _first_difference(found, described)
+                raise RunError(
+                    f"{self.root} holds a run with another config ({changed}); "
+                    "remove it or pass another --run-dir"
+                )
+            return
+        if self.root.exists() and any(self.root.iterdir()):
+            raise RunError(f"{self.root} is not empty and not a run; pass another --run-dir")
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(self.root / "provenance.json", describe_origin())
+        write_json(self.config, described)
+
+    def cut_metrics(self, num_steps: int) -> None:
+        """Drops lines of steps that a resumed run takes again, and a last line cut off."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] < num_steps:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue
+        write_atomic(self.metrics, "".join(kept))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes indented JSON, whole or not at all."""
+    write_atomic(path, json.dumps(data, indent=2) + "\n")
+
+
+def to_plain(value: Any) -> Any:
+    """Turns a config into what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return str(value) if isinstance(value, Path) else value
+
+
+def describe_origin() -> dict[str, Any]:
+    """Says which code on which machine: git commit, versions, processor or GPU."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "git_sha": _git("rev-parse", "HEAD"),
+        "git_dirty": _git("status", "--porcelain") not in ("", None),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "machine": platform.machine(),
+        "gpu": gpu,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*args: str) -> str | None:
+    """Asks git about this code; None where it does not lie in a repository or there is no git."""
+    try:
+        done = subprocess.run(
+            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def _first_difference(found: Any, wanted: Any, path: str = "") -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(set(found) | set(wanted)):
+            if found.get(key) != wanted.get(key):
+                return _first_difference(found.get(key), wanted.get(key), f"{path}.{key}")
+    return f"{path.removeprefix('.').removeprefix('config.')} is {found!r}, not {wanted!r}"

@@ -1,0 +1,67 @@
+"""After training: quality on the held-out split, and one selection to look at."""
+
+from itg_data.metrics import num_selected
+from itg_data.records import FrameSelection, to_json
+from itg_data.video import open_video
+from itg_model.grounder import FrameGrounder
+from itg_model.model import FrameGroundingModel
+
+from itg_train.config import TrainConfig
+from itg_train.evaluate import evaluate, format_table
+from itg_train.picture import draw_selection
+from itg_train.prepare import Prepared
+from itg_train.progress import show_progress
+from itg_train.rundir import RunDir, write_json
+
+
+def show_results(
+    config: TrainConfig, model: FrameGroundingModel, prepared: Prepared, run_dir: RunDir
+) -> str:
+    """Measures, selects, writes both down, and says in words what there is now.
+
+    The video shown is the first of the held-out split and the question its first: whatever the
+    grounder makes of it, not the best of many.
+    """
+    with show_progress("held-out split", len(prepared.heldout), unit="videos") as advance:
+        report = evaluate(model, prepared.heldout, config.seed, advance)
+    write_json(run_dir.heldout, report)
+    record = prepared.heldout.by_video[prepared.heldout.videos[0]][0]
+    video = prepared.heldout.root / record.video
+    grounder = FrameGrounder.from_pretrained(run_dir.checkpoint, device=str(model.device))
+    num_sampled = len(prepared.heldout.load(0).time_s)
+    selection = grounder.select(
+        video,
+        record.question,
+        top_k=num_selected(num_sampled, 0.1),
+        sampling=config.data.sampling,
+    )
+    with open_video(video) as reader:
+        frames = reader.read([frame.source_idx for frame in selection.selected]).frames
+    draw_selection(run_dir.picture, selection, frames, record.spans)
+    write_json(run_dir.selection, to_json(selection))
+    return _describe(run_dir, format_table(report), selection)
+
+
+def _describe(run_dir: RunDir, table: str, selection: FrameSelection) -> str:
+    chosen = "\n".join(
+        f"  {frame.time_s:7.2f} s   score {frame.score:.3f}   rank {frame.rank}"
+        for frame in selection.selected
+    )
+    return f"""\
+Held-out videos, whose combinations never occur in training:
+
+{table}
+
+Frames chosen from {selection.video}
+for "{selection.question}":
+
+{chosen}
+
+What lies where:
+  {run_dir.checkpoint}  the trained grounder
+  {run_dir.heldout}  the table above
+  {run_dir.picture}  a picture of the selection
+  {run_dir.metrics}  loss and speed of every step
+
+Next, a video of yours:
+  uv run itg-select VIDEO "QUESTION" --model {run_dir.checkpoint} --top-k 8"""
