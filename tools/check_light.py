@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import workspace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ def build_wheels(packages: Sequence[str], into: Path) -> None:
     """Builds the wheels as a release does: no workspace sources, so siblings are plain ranges."""
     for package in packages:
         arguments = ["--wheel", "--no-sources", "--quiet", "--out-dir", str(into)]
-        _run(["uv", "build", "--package", package, *arguments], cwd=ROOT)
+        run(["uv", "build", "--package", package, *arguments], cwd=workspace.ROOT)
 
 
 def resolve(package: str, wheels: Path) -> list[str]:
@@ -80,7 +80,7 @@ def resolve(package: str, wheels: Path) -> list[str]:
     arguments = ["--quiet", "--no-header", "--no-annotate", "--find-links", str(wheels)]
     # Standing among the wheels and not in the workspace, uv sees no sources and no constraints.
     python = ["--python", sys.executable]
-    pins = _run(["uv", "pip", "compile", *python, *arguments, "-"], cwd=wheels, stdin=package)
+    pins = run(["uv", "pip", "compile", *python, *arguments, "-"], cwd=wheels, stdin=package)
     return [line.strip() for line in pins.splitlines() if "==" in line]
 
 
@@ -90,17 +90,17 @@ def install(package: str, pins: Sequence[str], wheels: Path, into: Path) -> str:
     Returns:
         What was tried, for people: the import and its time, and the commands.
     """
-    _run(["uv", "venv", "--quiet", "--python", sys.executable, str(into)], cwd=wheels)
+    run(["uv", "venv", "--quiet", "--python", sys.executable, str(into)], cwd=wheels)
     python = str(into / "bin" / "python")
     requirements = wheels / f"{package}.txt"
     requirements.write_text("\n".join(pins))
     arguments = ["--quiet", "--no-deps", "--find-links", str(wheels), "-r", str(requirements)]
-    _run(["uv", "pip", "install", "--python", python, *arguments], cwd=wheels)
+    run(["uv", "pip", "install", "--python", python, *arguments], cwd=wheels)
     started_s = time.monotonic()
-    _run([python, "-I", "-c", f"import {package.replace('-', '_')}"], cwd=wheels)
+    run([python, "-I", "-c", f"import {package.replace('-', '_')}"], cwd=wheels)
     tried = [f"import in {time.monotonic() - started_s:.1f} s"]
     for command in commands_of(package, wheels):
-        _run([str(into / "bin" / command), "--help"], cwd=wheels)
+        run([str(into / "bin" / command), "--help"], cwd=wheels)
         tried.append(f"{command} --help")
     return ", ".join(tried)
 
@@ -139,7 +139,12 @@ def check(package: str, wheels: Path, *, install_it: bool) -> str:
     return verdict
 
 
-def _run(command: Sequence[str], *, cwd: Path, stdin: str = "") -> str:
+def run(command: Sequence[str], *, cwd: Path, stdin: str = "") -> str:
+    """Returns what a command prints, run as if there were no workspace's environment around it.
+
+    Raises:
+        CheckError: If it exits with another status than 0; with what it wrote to stderr.
+    """
     # A variable that points at the workspace's environment would let it answer for the bare one.
     environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
     done = subprocess.run(

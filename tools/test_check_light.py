@@ -2,6 +2,7 @@ import zipfile
 
 import check_light
 import pytest
+import workspace
 
 
 @pytest.fixture
@@ -84,8 +85,7 @@ def test_an_installed_package_that_does_not_work_alone_fails(wheels, source, mes
 
 
 def test_every_package_of_the_workspace_has_a_rule():
-    members = {path.parent.name for path in check_light.ROOT.glob("packages/*/pyproject.toml")}
-    assert check_light.RULES.keys() == members
+    assert check_light.RULES.keys() == workspace.members().keys()
 
 
 def test_an_unknown_package_is_refused(capsys):

@@ -1,0 +1,59 @@
+import pytest
+import release
+import workspace
+
+
+@pytest.fixture
+def members(tmp_path):
+    model = make_member(tmp_path, "model", data=">=0.1,<0.2")
+    return {"data": make_member(tmp_path, "data"), "model": model}
+
+
+def make_member(
+    folder, name, version="0.1.0", changelog="## 0.1.0 (2026-01-02)\n\n- A.\n", **needs
+):
+    directory = folder / name
+    (directory / "changes").mkdir(parents=True)
+    (directory / "CHANGELOG.md").write_text(changelog)
+    return workspace.Member(name=name, version=version, directory=directory, siblings=needs)
+
+
+def test_a_plan_says_what_would_be_released(members):
+    line = release.plan(members["model"], members, tag="model-v0.1.0", dry_run=False)
+    assert line == "model-v0.1.0, with data>=0.1,<0.2"
+
+
+@pytest.mark.parametrize("tag", ["model-v0.1.1", "data-v0.1.0", "v0.1.0"])
+def test_a_tag_that_is_not_package_and_version_is_refused(members, tag):
+    with pytest.raises(release.ReleaseError, match=rf"tag must be model-v0\.1\.0 .*, got {tag}"):
+        release.plan(members["model"], members, tag=tag, dry_run=True)
+
+
+def test_a_sibling_out_of_range_is_named(members, tmp_path):
+    members["data"] = make_member(tmp_path / "other", "data", version="0.2.0")
+    with pytest.raises(release.ReleaseError, match=r"needs data>=0\.1,<0\.2, .* has 0\.2\.0"):
+        release.plan(members["model"], members, tag=None, dry_run=True)
+
+
+def test_without_a_changelog_section_fragments_suffice_for_a_dry_run_only(members):
+    member = members["data"]
+    (member.directory / "CHANGELOG.md").write_text("## 0.1.01\n\n- Another version's.\n")
+    with pytest.raises(release.ReleaseError, match=r"no section for 0\.1\.0"):
+        release.plan(member, members, tag=None, dry_run=True)
+    (member.directory / "changes" / "7.fix.md").write_text("Mended.\n")
+    assert release.plan(member, members, tag=None, dry_run=True) == "data-v0.1.0, with no sibling"
+    with pytest.raises(release.ReleaseError, match="no section for") as refused:
+        release.plan(member, members, tag=None, dry_run=False)
+    assert "not in the changelog yet (towncrier build): 7.fix.md" in str(refused.value)
+
+
+def test_notes_are_the_section_of_this_version_alone(tmp_path):
+    changelog = "# Changelog\n\n## 0.2.0 (2026-02-03)\n\n- B.\n\n## 0.1.0 (2026-01-02)\n\n- A.\n"
+    member = make_member(tmp_path, "data", version="0.2.0", changelog=changelog)
+    assert release.notes(member) == "- B."
+
+
+def test_an_unknown_package_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        release.main(["itg-modle", "--dry-run"])
+    assert "itg-modle" in capsys.readouterr().err
