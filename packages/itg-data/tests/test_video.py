@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "intra-refresh": ("mp4", False, {"options": {"x264-params": "intra-refresh=1:keyint=12"}}),
     "variable-rate": ("mp4", True, {"options": B_FRAMES, "times_ms": UNEVEN_MS}),
     "variable-rate-mkv": ("mkv", True, {"options": B_FRAMES, "times_ms": UNEVEN_MS}),
-    "hevc": ("mp4", True, {"codec": "libx265", "options": {"x265-params": HEVC + ":open-gop=0"}}),
+    "hevc": ("mp4", False, {"codec": "libx265", "options": {"x265-params": HEVC + ":open-gop=0"}}),
     "hevc-open-gop": ("mp4", False, {"codec": "libx265", "options": {"x265-params": HEVC}}),
     "vp8": ("webm", True, {"codec": "libvpx", "options": FAST_VPX}),
     "vp9": ("webm", True, {"codec": "libvpx-vp9", "options": FAST_VPX}),
