@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "intra-refresh": ("mp4", False, {"options": {"x264-params": "intra-refresh=1:keyint=12"}}),
     "variable-rate": ("mp4", True, {"options": B_FRAMES, "times_ms": UNEVEN_MS}),
     "variable-rate-mkv": ("mkv", True, {"options": B_FRAMES, "times_ms": UNEVEN_MS}),
-    "hevc": ("mp4", True, {"codec": "libx265", "options": {"x265-params": HEVC + ":open-gop=0"}}),
+    "hevc": ("mp4", False, {"codec": "libx265", "options": {"x265-params": HEVC + ":open-gop=0"}}),
     "hevc-open-gop": ("mp4", False, {"codec": "libx265", "options": {"x265-params": HEVC}}),
     "vp8": ("webm", True, {"codec": "libvpx", "options": FAST_VPX}),
     "vp9": ("webm", True, {"codec": "libvpx-vp9", "options": FAST_VPX}),
@@ -583,11 +583,12 @@ def test_damage_is_seen_from_any_frame_that_depends_on_it(backend, tmp_path, tru
     truth = truth_of("b-frames")
     path = tmp_path / "damaged.mp4"
     shutil.copy(truth.path, path)
-    damage(path, packet=14)
-    with open_video(path, backend=backend) as reader:
+    # a P picture, painted over by the decoder and shown only after the B pictures that need it
+    damage(path, packet=13)
+    with open_video(path, backend=backend, num_threads=1) as reader:
         missing = set(reader.read(range(48)).missing_source_idx.tolist())
     for frame in range(10, 26):
-        with open_video(path, backend=backend) as reader:
+        with open_video(path, backend=backend, num_threads=1) as reader:
             if frame in missing:
                 with pytest.raises(VideoError, match="none of the 1 frames"):
                     reader.read([frame])

@@ -24,7 +24,7 @@ from itg_data.errors import VideoError
 
 _SELF_CONTAINED_FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,nut,mxf,h264,hevc,m4v,mpegvideo,obu,"
-    "rm,dv,yuv4mpegpipe,wtv,swf,vc1,apng,mp3,wav,flac,aac,aiff,w64,caf,amr"
+    "rm,dv,yuv4mpegpipe,wtv,swf,vc1,apng,mp3,wav,flac,aac,aiff,w64,amr"
 )
 _READ_TIMEOUT_S = 60.0
 
