@@ -31,11 +31,11 @@ MAX_BLOCK_D = 8192
 class ForwardConfig:
     """How a forward launch is cut up; found by `benchmarks/tune.py`."""
 
-    block_rows: int = 2
+    block_rows: int = 1
     max_block_d: int = MAX_BLOCK_D
     rows_per_item: int = 32
-    num_warps: int = 8
-    num_stages: int = 1
+    num_warps: int = 4
+    num_stages: int = 4
     max_registers: int | None = None
 
 

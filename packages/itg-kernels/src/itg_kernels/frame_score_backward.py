@@ -24,13 +24,13 @@ from itg_kernels.frame_score import load_rows, load_u, on_device
 class BackwardConfig:
     """How a backward launch is cut up; found by `benchmarks/tune.py`."""
 
-    block_rows: int = 4
-    max_block_d: int = 1024
+    block_rows: int = 2
+    max_block_d: int = 512
     programs_per_sm: int = 2
-    num_warps: int = 4
-    num_stages: int = 1
+    num_warps: int = 2
+    num_stages: int = 2
     max_registers: int | None = None
-    finish_columns: int = 32
+    finish_columns: int = 8
 
 
 BACKWARD = BackwardConfig()

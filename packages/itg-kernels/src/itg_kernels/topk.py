@@ -213,8 +213,8 @@ def _topk_spaced_kernel(
 
 
 def num_warps_for(block_t: int) -> int:
-    """Eight or more frames a thread: a count is a few adds and then a wait for the other warps."""
-    return max(1, min(16, block_t // 256))
+    """Four or more frames a thread: a count is a few adds and then a wait for the other warps."""
+    return max(1, min(8, block_t // 128))
 
 
 def _bits_of(value: float) -> int:
