@@ -171,3 +171,15 @@ def test_an_interrupted_set_leaves_nothing_behind(tmp_path):
 def test_config_errors_name_the_field_and_the_value(field, value):
     with pytest.raises(ValueError, match=rf"synthetic\..*{field}.*{value}"):
         SyntheticConfig(**{field: value})
+
+
+def test_a_set_that_another_process_wrote_meanwhile_is_taken(tmp_path):
+    root = tmp_path / "set"
+
+    def write_the_same_first(done, total):
+        if done == total:
+            load_or_write_dataset(root, SMALL)
+
+    records = load_or_write_dataset(root, SMALL, progress=write_the_same_first)
+    assert records == load_or_write_dataset(root, SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -119,6 +119,9 @@ class TrainConfig:
     train_tower: bool = False
     """Lets the vision tower learn; the reference's is always frozen."""
 
+    frame_chunk: int = 32
+    """Frames that pass the tower at once: more are faster and take more memory."""
+
     gradient_checkpointing: bool = False
     """Recomputes activations in the backward pass: less memory, a third more time."""
 
@@ -129,6 +132,6 @@ class TrainConfig:
     """Initial weights, order of the videos and drawn grids follow from it."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "videos_per_step", "save_every"):
+        for name in ("num_steps", "videos_per_step", "frame_chunk", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")

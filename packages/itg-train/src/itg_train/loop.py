@@ -74,7 +74,7 @@ def build(config: TrainConfig) -> tuple[FrameGroundingModel, Engine]:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     side_seed = config.seed if config.random_pooled_side else None
-    module = GroundingLoss(model, config.train_tower, side_seed)
+    module = GroundingLoss(model, config.train_tower, side_seed, config.frame_chunk)
     groups = group_parameters(model, config.optim)
     engine = Engine(module, groups, config.optim, config.engine, config.videos_per_step)
     return model, engine

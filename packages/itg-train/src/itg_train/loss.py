@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from itg_kernels import frame_bce_loss
-from itg_model.model import FrameGroundingModel
+from itg_model.model import DEFAULT_FRAME_CHUNK, FrameGroundingModel
 from torch import Tensor, nn
 
 from itg_train.config import OptimConfig
@@ -25,15 +25,21 @@ class GroundingLoss(nn.Module):
         train_tower: Whether gradients reach the vision tower.
         random_side_seed: Draws the pooled side anew per video from this seed; None keeps the
             largest.
+        frame_chunk: Frames that pass the tower at once.
     """
 
     def __init__(
-        self, model: FrameGroundingModel, train_tower: bool, random_side_seed: int | None
+        self,
+        model: FrameGroundingModel,
+        train_tower: bool,
+        random_side_seed: int | None,
+        frame_chunk: int = DEFAULT_FRAME_CHUNK,
     ) -> None:
         super().__init__()
         self.model = model
         self.train_tower = train_tower
         self.random_side_seed = random_side_seed
+        self.frame_chunk = frame_chunk
         model.tower.requires_grad_(train_tower)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -42,9 +48,9 @@ class GroundingLoss(nn.Module):
         features, input_ids, labels = [], [], []
         for place, sample in enumerate(batch.samples):
             with torch.set_grad_enabled(self.train_tower and torch.is_grad_enabled()):
-                encoded = self.model.encode_frames(
-                    sample.pixels.to(device, dtype), self._side(batch.step, place, sample)
-                )
+                pixels = sample.pixels.to(device, dtype)
+                side = self._side(batch.step, place, sample)
+                encoded = self.model.encode_frames(pixels, side, self.frame_chunk)
             features += [encoded] * len(sample.input_ids)
             input_ids += [ids.to(device) for ids in sample.input_ids]
             labels += [label.to(device) for label in sample.labels]

@@ -47,6 +47,7 @@ def scripted_small() -> TrainConfig:
         num_steps=600,
         videos_per_step=2,
         train_tower=True,
+        frame_chunk=64,
         save_every=200,
     )
 

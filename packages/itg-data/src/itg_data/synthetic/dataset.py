@@ -54,7 +54,12 @@ def load_or_write_dataset(
         write_jsonl(staging / "records.jsonl", records)
         (staging / "config.json").write_text(json.dumps(described, indent=2) + "\n")
         staging.chmod(0o755)
-        staging.rename(root)
+        try:
+            staging.rename(root)
+        except OSError:
+            # another process was writing the same set and was first: one is as good as the other
+            if not _describes(root, described):
+                raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return records
