@@ -112,7 +112,7 @@ def test_every_policy_can_be_named(arguments):
 
 
 def test_an_interrupt_exits_130_without_a_traceback(arguments, capsys, monkeypatch):
-    def interrupt(_) -> None:
+    def interrupt(*_) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_select", interrupt)
