@@ -24,6 +24,7 @@ _SHRINK = 2 / 3
 _QUALITIES = (85, 75, 65, 55, 45, 35, 25)
 _SHEET_COLUMNS = 8
 _FRAMES_PER_SHEET = _SHEET_COLUMNS * 8
+_NUM_SAMPLED = 32
 # a sheet of WebP has at most 16383 pixels a side
 _MAX_SIDE = 16383 // _SHEET_COLUMNS
 
@@ -61,11 +62,7 @@ class Thumbnails:
         return self._size
 
     def add(self, batch: FrameBatch) -> None:
-        """Keeps small pictures of decoded frames, and nothing else of them.
-
-        Raises:
-            ValueError: The frames have another shape than those before.
-        """
+        """Keeps small pictures of decoded frames of one video, and nothing else of them."""
         for frame, source_idx, time_s in zip(
             batch.frames, batch.source_idx.tolist(), batch.time_s.tolist(), strict=True
         ):
@@ -103,17 +100,12 @@ class Thumbnails:
         if not self._images:
             raise ValueError("sheets need at least one picture, got none")
         images, size = self._images, self._size
-        while True:
-            sheets = _lay_out(images, size)
-            for quality in _QUALITIES:
-                with ThreadPoolExecutor() as pool:
-                    webp = list(pool.map(_encode, sheets, [quality] * len(sheets)))
-                if sum(map(len, webp)) <= max_bytes:
-                    return Sheets(webp=tuple(webp), width=size[0], height=size[1])
+        while (webp := _encode_within(images, size, max_bytes)) is None:
             if max(size) == 1:
                 raise ValueError(f"max_bytes is too small for {len(images)} pictures: {max_bytes}")
             size = _shrunk(size, _SHRINK**2)
             images = [_resize(image, size) for image in images]
+        return Sheets(webp=webp, width=size[0], height=size[1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +133,24 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         # a copy: a batch's memory should not live on because of one of its frames
         return image.copy()
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+
+
+def _encode_within(
+    images: Sequence[Image.Image], size: tuple[int, int], max_bytes: int
+) -> tuple[bytes, ...] | None:
+    """Encodes as well as `max_bytes` allow; None where they allow no quality worth looking at."""
+    sheets = _lay_out(images, size)
+    # a few pictures tell which qualities are worth the time that all of them take
+    sample = images[:: math.ceil(len(images) / _NUM_SAMPLED)]
+    (sample_sheet,) = _lay_out(sample, size)
+    for quality in _QUALITIES:
+        if len(_encode(sample_sheet, quality)) * len(images) / len(sample) > max_bytes:
+            continue
+        with ThreadPoolExecutor() as pool:
+            webp = tuple(pool.map(_encode, sheets, [quality] * len(sheets)))
+        if sum(map(len, webp)) <= max_bytes:
+            return webp
+    return None
 
 
 def _lay_out(images: Sequence[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
