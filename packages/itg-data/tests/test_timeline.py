@@ -13,7 +13,8 @@ from PIL import Image
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
-    "<!-- <script>",
+    "</script x",
+    "<!-- <script ",
     "]]></style></title><img src=x onerror=alert(1)>",
     "\" onmouseover='alert(1)' x=\"",
     "&lt;b&gt; $heading ${data} {{x}} %s \\u003c \\",
@@ -89,6 +90,12 @@ class Outline(HTMLParser):
     def handle_data(self, data) -> None:
         tag = self.elements[-1][0] if self.elements else ""
         self.text[tag] = self.text.get(tag, "") + data
+
+
+def embedded_json(page: str) -> str:
+    """All between the block's opening and the script that follows it."""
+    (block,) = re.findall(r'id="data">(.*)</script>\n<script>"use strict"', page, re.DOTALL)
+    return block
 
 
 def test_frames_keep_their_times_and_places_in_the_order_they_came():
@@ -173,6 +180,8 @@ def test_hostile_text_stays_text(text):
     assert not any(name.startswith("on") for _, attrs in outline.elements for name in attrs)
     assert outline.text["title"].strip() == outline.text["h1"].strip() == show_controls(text)
     assert record_in(page)["question"] == selection.question
+    # without these no text can end the block of data, nor open a comment in it
+    assert not set("<>&") & set(embedded_json(page))
     assert page.isascii()
     assert all(char >= " " or char == "\n" for char in page)
 
@@ -205,7 +214,7 @@ def test_a_page_of_512_hard_frames_is_under_3_mb():
     noise = np.random.default_rng(0).integers(0, 256, (512, 90, 160, 3), dtype=np.uint8)
     page = render_page(timeline(512, images=noise)[1])
     assert 1_000_000 < len(page) < 3_000_000
-    data = json.loads(re.findall(r'id="data">(.*?)</script>', page)[0])
+    data = json.loads(embedded_json(page))
     assert sum(map(len, data["sheets"])) <= MAX_PICTURE_BYTES * 4 / 3 + 4 * len(data["sheets"])
 
 

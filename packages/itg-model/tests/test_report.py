@@ -112,7 +112,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(arguments, capsys, monke
 def test_the_ending_of_a_plot_is_its_format(suffix, grounder, video, tmp_path):
     thumbnails = Thumbnails()
     # neither a formula, nor a control, nor half of a character may stop it
-    question = "costs $5 or $x_{$ \udcff\x00 \u202e?"
+    question = "costs $5 or x_{$ \udcff\x00 \u202e?"
     selection = grounder.select(video, "where", top_k=10, on_frames=thumbnails.add)
     asked = from_json(
         FrameSelection, json.loads(json.dumps(to_json(selection) | {"question": question}))

@@ -50,11 +50,7 @@ function clock(seconds, digits = timeDigits) {
   return `${sign}${hours}:${String(minutes % 60).padStart(2, "0")}:${rest}`;
 }
 
-function place(sampleIdx) {
-  const rank = rankOf.get(sampleIdx);
-  if (rank === undefined) return "";
-  return `chosen, rank ${rank}${rank === 0 ? " (best)" : ""}`;
-}
+const place = (sampleIdx) => (rankOf.has(sampleIdx) ? `chosen, rank ${rankOf.get(sampleIdx)}` : "");
 
 function words(sampleIdx) {
   const parts = [clock(times[sampleIdx]), `score ${scores[sampleIdx].toFixed(3)}`, place(sampleIdx)];
@@ -114,12 +110,14 @@ function drawChart() {
   drawAxes();
   const points = times.map((s, i) => `${x(s).toFixed(1)},${y(scores[i]).toFixed(1)}`);
   add(chart, "path", { class: "area", d: `M${x(times[0])},${bottom}L${points.join("L")}L${x(times[last])},${bottom}Z` });
-  add(chart, "path", { class: "curve", d: `M${points.join("L")}` });
+  const crowded = times.length > (right - left) / 2;
+  add(chart, "path", { class: crowded ? "curve thin" : "curve", d: `M${points.join("L")}` });
   for (const { sample_idx: i } of chosen) {
     add(chart, "line", { class: "stem", x1: x(times[i]), x2: x(times[i]), y1: bottom, y2: y(scores[i]) });
   }
+  const radius = chosen.length > (right - left) / 24 ? 3 : 4.5;
   for (const { sample_idx: i } of chosen) {
-    add(chart, "circle", { class: "dot", cx: x(times[i]), cy: y(scores[i]), r: chosen.length > 64 ? 3 : 4.5 });
+    add(chart, "circle", { class: "dot", cx: x(times[i]), cy: y(scores[i]), r: radius });
   }
   add(chart, "line", { class: "cursor", y1: top - 4, y2: bottom });
   add(chart, "circle", { r: 5.5 });
@@ -130,7 +128,8 @@ function drawFilm() {
   film.style.marginLeft = `${scale.left}px`;
   film.style.marginRight = `${MARGIN.right}px`;
   const width = scale.right - scale.left;
-  const count = Math.max(1, Math.round(width / (52 * (frame.width / frame.height))));
+  const height = width < 480 ? 36 : 52;
+  const count = Math.max(1, Math.round(width / (height * (frame.width / frame.height))));
   for (let i = 0; i < count; i++) {
     const cell = film.appendChild(document.createElement("div"));
     cell.className = "frame";
