@@ -79,8 +79,8 @@ def build_and_smoke(member: workspace.Member, output: Path, *, dry_run: bool) ->
     """Builds into `output`, then tries the wheel in a bare environment; returns the verdict.
 
     Raises:
-        check_light.CheckError: If the wheel does not build, lacks a file, or does not install, import
-            or answer `--help`.
+        check_light.CheckError: If the wheel does not build, lacks a file, or does not
+            install, import or answer `--help`.
     """
     output.mkdir(parents=True, exist_ok=True)
     arguments = ["--no-sources", "--quiet", "--out-dir", str(output)]

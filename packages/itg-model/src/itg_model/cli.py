@@ -114,6 +114,9 @@ def _check(request: Request) -> None:
         raise ValueError(f"--top-k must be >= 1, got {request.top_k}")
     if not request.question.strip():
         raise ValueError("the question must not be blank")
+    if any("\ud800" <= char <= "\udfff" for char in request.question):
+        # what Python makes of bytes in an argument that are no UTF-8; no tokenizer takes it
+        raise ValueError("the question must be text in UTF-8")
     if not request.video.is_file():
         raise ValueError(f"{request.video}: no such file")
     if request.save_frames is not None and request.save_frames.is_file():

@@ -63,20 +63,19 @@ class Thumbnails:
 
     def add(self, batch: FrameBatch) -> None:
         """Keeps small pictures of decoded frames of one video, and nothing else of them."""
-        for frame, source_idx, time_s in zip(
-            batch.frames, batch.source_idx.tolist(), batch.time_s.tolist(), strict=True
-        ):
-            image = Image.fromarray(frame)
-            if not self._images:
-                by_area = self._max_frame_pixels / math.prod(image.size)
-                by_side = (_MAX_SIDE / max(image.size)) ** 2
-                self._size = _shrunk(image.size, min(by_area, by_side))
-            self._images.append(_resize(image, self._size))
-            self.source_idx.append(source_idx)
-            self.time_s.append(time_s)
+        if len(batch.frames) == 0:
+            return
+        if not self._images:
+            height, width = batch.frames.shape[1:3]
+            by_area = self._max_frame_pixels / (height * width)
+            by_side = (_MAX_SIDE / max(height, width)) ** 2
+            self._size = _shrunk((width, height), min(by_area, by_side))
+        self._images += _resize_all([Image.fromarray(frame) for frame in batch.frames], self._size)
+        self.source_idx += batch.source_idx.tolist()
+        self.time_s += batch.time_s.tolist()
         while len(self) * math.prod(self._size) > self._max_pixels and max(self._size) > 1:
             self._size = _shrunk(self._size, _SHRINK**2)
-            self._images = [_resize(image, self._size) for image in self._images]
+            self._images = _resize_all(self._images, self._size)
 
     def pick(self, source_idx: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Gives the pictures of some frames as [N, H, W, 3].
@@ -104,7 +103,7 @@ class Thumbnails:
             if max(size) == 1:
                 raise ValueError(f"max_bytes is too small for {len(images)} pictures: {max_bytes}")
             size = _shrunk(size, _SHRINK**2)
-            images = [_resize(image, size) for image in images]
+            images = _resize_all(images, size)
         return Sheets(webp=webp, width=size[0], height=size[1])
 
 
@@ -133,6 +132,12 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         # a copy: a batch's memory should not live on because of one of its frames
         return image.copy()
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+
+
+def _resize_all(images: Sequence[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
+    # threads: pillow lets go of the interpreter lock
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_resize, images, [size] * len(images)))
 
 
 def _encode_within(
