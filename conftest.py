@@ -1,10 +1,11 @@
-"""Test rules of the workspace: offline, seeded, no silent skip where a GPU is promised."""
+"""Test rules of the workspace: offline, seeded, no silent skip of what was promised."""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 
@@ -13,19 +14,27 @@ import pytest
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips GPU tests on machines without one; where ITG_REQUIRE_GPU=1 promises one, they fail."""
-    needed = {"gpu": 1, "multi_gpu": 2}
-    need = max((n for mark, n in needed.items() if item.get_closest_marker(mark)), default=0)
-    if not need:
-        return
-    import torch
+    """Skips tests that need what is not here; where the environment promises it, they fail.
 
-    have = torch.cuda.device_count()
-    if have >= need:
-        return
-    message = f"needs {need} CUDA device(s), found {have}"
-    if os.environ.get("ITG_REQUIRE_GPU") == "1":
-        pytest.fail(f"{message}, and ITG_REQUIRE_GPU=1", pytrace=False)
+    ITG_REQUIRE_GPU=1 promises GPUs, ITG_REQUIRE_BROWSER=1 a browser with its driver.
+    """
+    needed = {"gpu": 1, "multi_gpu": 2}
+    num_gpus = max((n for mark, n in needed.items() if item.get_closest_marker(mark)), default=0)
+    if num_gpus:
+        import torch
+
+        have = torch.cuda.device_count()
+        if have < num_gpus:
+            _skip_or_fail(f"needs {num_gpus} CUDA device(s), found {have}", "ITG_REQUIRE_GPU")
+    if item.get_closest_marker("browser"):
+        missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+        if missing:
+            _skip_or_fail(f"needs {' and '.join(missing)}, not found", "ITG_REQUIRE_BROWSER")
+
+
+def _skip_or_fail(message: str, promise: str) -> None:
+    if os.environ.get(promise) == "1":
+        pytest.fail(f"{message}, and {promise}=1", pytrace=False)
     pytest.skip(message)
 
 

@@ -69,10 +69,34 @@ def violations(rule: Rule, closure: set[str], allowed: set[str]) -> list[str]:
 
 
 def build_wheels(packages: Sequence[str], into: Path) -> None:
-    """Builds the wheels as a release does: no workspace sources, so siblings are plain ranges."""
+    """Builds the wheels as a release does: no workspace sources, so siblings are plain ranges.
+
+    Raises:
+        CheckError: If one cannot be built, or lacks a file that the package has in the workspace.
+    """
+    members = workspace.members()
     for package in packages:
         arguments = ["--wheel", "--no-sources", "--quiet", "--out-dir", str(into)]
         run(["uv", "build", "--package", package, *arguments], cwd=workspace.ROOT)
+        check_complete(package, members[package].directory / "src", into)
+
+
+def check_complete(package: str, source: Path, wheels: Path) -> None:
+    """Checks that a wheel holds all files of its package, those that are no Python too.
+
+    Raises:
+        CheckError: If not; the message names them.
+    """
+    files = [path for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    with zipfile.ZipFile(_wheel_of(package, wheels)) as archive:
+        lacking = {path.relative_to(source).as_posix() for path in files} - {*archive.namelist()}
+    if lacking:
+        raise CheckError(f"the wheel of {package} lacks {', '.join(sorted(lacking))}")
+
+
+def _wheel_of(package: str, wheels: Path) -> Path:
+    (wheel,) = wheels.glob(f"{package.replace('-', '_')}-*.whl")
+    return wheel
 
 
 def resolve(package: str, wheels: Path) -> list[str]:
@@ -107,8 +131,7 @@ def install(package: str, pins: Sequence[str], wheels: Path, into: Path) -> str:
 
 def commands_of(package: str, wheels: Path) -> list[str]:
     """Returns the names of the commands that a built wheel installs."""
-    (wheel,) = wheels.glob(f"{package.replace('-', '_')}-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(_wheel_of(package, wheels)) as archive:
         named = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
         entry_points = configparser.ConfigParser(delimiters="=")
         for name in named:

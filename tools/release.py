@@ -79,7 +79,8 @@ def build_and_smoke(member: workspace.Member, output: Path, *, dry_run: bool) ->
     """Builds into `output`, then tries the wheel in a bare environment; returns the verdict.
 
     Raises:
-        check_light.CheckError: If the wheel does not build, install, import or answer `--help`.
+        check_light.CheckError: If the wheel does not build, lacks a file, or does not
+            install, import or answer `--help`.
     """
     output.mkdir(parents=True, exist_ok=True)
     arguments = ["--no-sources", "--quiet", "--out-dir", str(output)]
@@ -90,6 +91,7 @@ def build_and_smoke(member: workspace.Member, output: Path, *, dry_run: bool) ->
             check_light.build_wheels(list(member.siblings), wheels)
         name = f"{member.name.replace('-', '_')}-{member.version}-py3-none-any.whl"
         (wheels / name).write_bytes((output / name).read_bytes())
+        check_light.check_complete(member.name, member.directory / "src", wheels)
         return check_light.check(member.name, wheels, install_it=True)
 
 

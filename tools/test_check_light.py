@@ -35,6 +35,19 @@ def make_wheel(folder, name, *, requires=(), source="", commands=()):
             archive.writestr(path, text)
 
 
+def test_a_file_that_the_wheel_lacks_is_named(wheels, tmp_path):
+    make_wheel(wheels, "helper")
+    source = tmp_path / "src"
+    (source / "__pycache__").mkdir(parents=True)
+    (source / "__pycache__" / "helper.pyc").touch()
+    (source / "helper.py").touch()
+    check_light.check_complete("helper", source, wheels)
+    (source / "pages").mkdir()
+    (source / "pages" / "page.css").touch()
+    with pytest.raises(check_light.CheckError, match=r"wheel of helper lacks pages/page\.css$"):
+        check_light.check_complete("helper", source, wheels)
+
+
 def test_a_light_package_passes_and_the_verdict_counts_what_it_brings(wheels):
     make_wheel(wheels, "itg-model", requires=["torch"])
     verdict = check_light.check("itg-model", wheels, install_it=False)

@@ -15,6 +15,13 @@ import pytest
 def test_on_a_gpu(): ...
 """
 
+BROWSER_TEST = """\
+import pytest
+
+@pytest.mark.browser
+def test_in_a_browser(): ...
+"""
+
 RNG_TEST = """\
 import random
 import numpy as np
@@ -40,7 +47,7 @@ def manual_seed(seed): ...
 
 def run_pytest(folder, test, *, num_gpus=0, **environment):
     shutil.copy(ROOT / "conftest.py", folder)
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu\n    multi_gpu\n")
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu\n    multi_gpu\n    browser\n")
     (folder / "test_it.py").write_text(test)
     (folder / "torch.py").write_text(TORCH.format(num_gpus=num_gpus))
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "ITG_"))}
@@ -66,6 +73,26 @@ def test_a_gpu_test_fails_where_one_was_promised(tmp_path):
 def test_one_gpu_is_enough_for_gpu_and_not_for_multi_gpu(tmp_path, mark, outcome):
     done = run_pytest(tmp_path, GPU_TEST.replace("mark.gpu", f"mark.{mark}"), num_gpus=1)
     assert outcome in done.stdout
+
+
+@pytest.mark.parametrize(("promised", "outcome"), [("0", "1 skipped"), ("1", "1 error")])
+def test_a_browser_test_is_skipped_without_one_and_fails_if_it_was_promised(
+    tmp_path, promised, outcome
+):
+    driver = tmp_path / "bin" / "chromedriver"
+    driver.parent.mkdir()
+    driver.touch(mode=0o755)
+    environment = {"PATH": str(driver.parent), "ITG_REQUIRE_BROWSER": promised}
+    done = run_pytest(tmp_path, BROWSER_TEST, **environment)
+    assert outcome in done.stdout
+    assert "needs chromium, not found" in done.stdout
+
+
+def test_a_browser_test_runs_where_there_is_one(tmp_path):
+    for name in ("chromium", "chromedriver"):
+        (tmp_path / name).touch(mode=0o755)
+    done = run_pytest(tmp_path, BROWSER_TEST, PATH=str(tmp_path), ITG_REQUIRE_BROWSER="1")
+    assert "1 passed" in done.stdout
 
 
 def test_every_test_starts_from_the_same_random_state(tmp_path):

@@ -57,6 +57,7 @@ def test_chosen_frames_are_saved_as_pictures(arguments, capsys, tmp_path):
         ({0: "no-such.mp4"}, "no-such.mp4: no such file"),
         ({0: "/"}, "/: no such file"),
         ({1: " "}, "the question must not be blank"),
+        ({1: "where \udcff"}, "the question must be text in UTF-8"),
         ({3: "/no/such/checkpoint"}, "/no/such/checkpoint: not a directory"),
         ({3: "someone/grounder"}, "someone/grounder: no such directory"),
         ({5: "cuda:99"}, "device cuda:99 was asked for, but there are"),
@@ -112,7 +113,7 @@ def test_every_policy_can_be_named(arguments):
 
 
 def test_an_interrupt_exits_130_without_a_traceback(arguments, capsys, monkeypatch):
-    def interrupt(_) -> None:
+    def interrupt(*_) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_select", interrupt)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from itg_data.timeline.page import record_in
 from itg_model.grounder import FrameGrounder
 from safetensors.torch import load_file
 
@@ -95,6 +96,7 @@ def test_a_run_leaves_a_checkpoint_that_selects_frames(uninterrupted):
     assert str(run_dir / "checkpoint") in out
     assert json.loads((run_dir / "heldout.json").read_text())["all"]["uniform"]
     assert (run_dir / "scores.png").read_bytes().startswith(b"\x89PNG")
+    assert record_in((run_dir / "report.html").read_text()) == selection
 
 
 def test_results_go_to_stdout_and_the_talk_to_stderr(uninterrupted):

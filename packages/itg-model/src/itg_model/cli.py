@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from itg_data.errors import ItgError
 from itg_data.records import FrameSelection, to_json
 from itg_data.sampling import SamplingConfig, SamplingRule
 from itg_data.video import open_video
+
+if TYPE_CHECKING:
+    from itg_data.timeline import Thumbnails
 
 SAMPLING = SamplingConfig()
 NO_MODEL = (
@@ -65,6 +68,12 @@ class Request:
     frame_format: Literal["jpg", "png"] = "jpg"
     """Format of these pictures."""
 
+    report: Path | None = None
+    """File for a page to look at: HTML with the scores over time and the frames, in one piece."""
+
+    plot: Path | None = None
+    """File for a figure of the same, for papers: .png, .pdf or .svg. Needs itg-model[plot]."""
+
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -105,25 +114,41 @@ def _check(request: Request) -> None:
         raise ValueError(f"--top-k must be >= 1, got {request.top_k}")
     if not request.question.strip():
         raise ValueError("the question must not be blank")
+    if any("\ud800" <= char <= "\udfff" for char in request.question):
+        # what Python makes of bytes in an argument that are no UTF-8; no tokenizer takes it
+        raise ValueError("the question must be text in UTF-8")
     if not request.video.is_file():
         raise ValueError(f"{request.video}: no such file")
     if request.save_frames is not None and request.save_frames.is_file():
         raise ValueError(f"--save-frames {request.save_frames}: not a directory")
-    if request.json != "-":
-        if not Path(request.json).absolute().parent.is_dir():
-            raise ValueError(f"--json {request.json}: no such directory")
-        if Path(request.json).is_dir():
-            raise ValueError(f"--json {request.json}: is a directory, not a file")
+    _check_outputs(request)
     # imported here and below: --help and a typo should not wait for torch
     from itg_model.grounder import resolve_device, resolve_dtype
 
     resolve_dtype(request.dtype, resolve_device(request.device))
 
 
+def _check_outputs(request: Request) -> None:
+    json_file = None if request.json == "-" else Path(request.json)
+    outputs = {"--json": json_file, "--report": request.report, "--plot": request.plot}
+    for option, path in outputs.items():
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{option} {path}: no such directory")
+        if path is not None and path.is_dir():
+            raise ValueError(f"{option} {path}: is a directory, not a file")
+    if request.plot is not None:
+        from itg_model.plot import check_plot
+
+        check_plot(request.plot)
+
+
 def _run(request: Request) -> None:
+    from itg_data.timeline import Thumbnails
+
     from itg_model.export import save_frames
 
-    selection = _select(request)
+    thumbnails = Thumbnails() if request.report or request.plot else None
+    selection = _select(request, thumbnails)
     # one field a line: readable, and no score has a line of its own
     fields = to_json(selection).items()
     lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields]
@@ -141,10 +166,29 @@ def _run(request: Request) -> None:
     if request.save_frames is not None:
         save_frames(selection, request.save_frames, request.frame_format)
         summary += f"; pictures in {request.save_frames}"
+    if thumbnails is not None:
+        summary += _picture(request, selection, thumbnails)
     print(f"itg-select: {summary}", file=sys.stderr)
 
 
-def _select(request: Request) -> FrameSelection:
+def _picture(request: Request, selection: FrameSelection, thumbnails: "Thumbnails") -> str:
+    """Writes the page and the figure, and says where they lie."""
+    said = ""
+    if request.report is not None:
+        from itg_model.report import write_report
+
+        write_report(request.report, selection, thumbnails)
+        said += f"; page in {request.report}"
+    if request.plot is not None:
+        from itg_model.plot import draw_selection
+
+        chosen = thumbnails.pick([frame.source_idx for frame in selection.selected])
+        draw_selection(request.plot, selection, chosen)
+        said += f"; figure in {request.plot}"
+    return said
+
+
+def _select(request: Request, thumbnails: "Thumbnails | None" = None) -> FrameSelection:
     from itg_model.grounder import FrameGrounder
 
     assert request.model is not None  # _check
@@ -164,6 +208,7 @@ def _select(request: Request) -> FrameSelection:
             request.to_sampling(),
             request.policy,
             progress,
+            None if thumbnails is None else thumbnails.add,
         )
 
 

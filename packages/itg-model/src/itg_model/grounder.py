@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Told how many of how many frames are done."""
 
+OnFrames = Callable[[FrameBatch], None]
+"""Shown the sampled frames as decoded, at their own size, chunk by chunk in time order; must not
+keep them."""
+
 MAX_CHUNK_BYTES = 256 * 1024**2
 """Decoded frames held at once, apart from the chunk read ahead; large frames come in fewer."""
 
@@ -137,6 +141,7 @@ class FrameGrounder:
         sampling: SamplingConfig | None = None,
         policy: str = "top-k",
         progress: Progress | None = None,
+        on_frames: OnFrames | None = None,
     ) -> FrameSelection:
         """Chooses the frames of a video that answer a question.
 
@@ -147,19 +152,23 @@ class FrameGrounder:
             sampling: Which frames are looked at; 1 per second and 512 at most by default.
             policy: One of `itg_model.policies.policy_names()`.
             progress: Called as frames are encoded.
+            on_frames: Called with the decoded frames, as `itg_data.timeline.Thumbnails.add` is.
 
         Returns:
             Exactly `min(top_k, num_sampled)` distinct frames in time order, and all scores.
 
         Raises:
             VideoError: The file is no video that can be read; the message says why.
-            ValueError: `top_k` is below 1, `policy` is unknown, or the question is blank.
+            ValueError: `top_k` is below 1, `policy` is unknown, the question is blank, or
+                `on_frames` is given for a video that is encoded already.
         """
         # faults of the request first: a long video should not be decoded for nothing
         select_frames(np.zeros(1), top_k, policy)
         encode_question(question, self.tokenizer)
         if not isinstance(video, EncodedVideo):
-            video = self.encode(video, sampling, progress)
+            video = self.encode(video, sampling, progress, on_frames)
+        elif on_frames is not None:
+            raise ValueError("on_frames sees frames while they are encoded: pass it to encode()")
         elif sampling is not None and sampling.describe() != video.sampling:
             raise ValueError(
                 f"sampling is {sampling.describe()}, but the video was encoded with "
@@ -196,6 +205,7 @@ class FrameGrounder:
         video: str | os.PathLike[str],
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
+        on_frames: OnFrames | None = None,
     ) -> EncodedVideo:
         """Decodes the sampled frames of a video and runs the tower over them, chunk by chunk.
 
@@ -223,6 +233,8 @@ class FrameGrounder:
             with closing(self._read_chunks(reader, wanted)) as chunks:
                 for batch, pixels in chunks:
                     if len(pixels):
+                        if on_frames:
+                            on_frames(batch)
                         features.append(self.model.encode_frames(pixels, side, self.frame_chunk))
                     source_idx.append(batch.source_idx)
                     time_s.append(batch.time_s)

@@ -6,7 +6,7 @@
     state/           DeepSpeed's own files, to resume from
     checkpoint/      the trained grounder: config, safetensors, tokenizer
     heldout.json     quality on the held-out split
-    selection.json   frames chosen from one held-out video, and scores.png, their picture
+    selection.json   frames chosen from one held-out video; report.html and scores.png show it
 
 A folder belongs to one config. Started again with the same one, an unfinished run goes on; with
 another one it is refused, because its results would be of neither.
@@ -61,6 +61,7 @@ class RunDir:
         self.heldout = root / "heldout.json"
         self.selection = root / "selection.json"
         self.picture = root / "scores.png"
+        self.report = root / "report.html"
 
     def claim(self, recipe: str, config: TrainConfig) -> None:
         """Makes the folder this run's own, or confirms that it is.

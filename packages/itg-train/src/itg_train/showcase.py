@@ -2,13 +2,14 @@
 
 from itg_data.metrics import num_selected
 from itg_data.records import FrameSelection, to_json
-from itg_data.video import open_video
+from itg_data.timeline import Thumbnails
 from itg_model.grounder import FrameGrounder
 from itg_model.model import FrameGroundingModel
+from itg_model.plot import draw_selection
+from itg_model.report import write_report
 
 from itg_train.config import TrainConfig
 from itg_train.evaluate import evaluate, format_table
-from itg_train.picture import draw_selection
 from itg_train.prepare import Prepared
 from itg_train.progress import show_progress
 from itg_train.rundir import RunDir, write_json
@@ -29,15 +30,17 @@ def show_results(
     video = prepared.heldout.root / record.video
     grounder = FrameGrounder.from_pretrained(run_dir.checkpoint, device=str(model.device))
     num_sampled = len(prepared.heldout.load(0).time_s)
+    thumbnails = Thumbnails()
     selection = grounder.select(
         video,
         record.question,
         top_k=num_selected(num_sampled, 0.1),
         sampling=config.data.sampling,
+        on_frames=thumbnails.add,
     )
-    with open_video(video) as reader:
-        frames = reader.read([frame.source_idx for frame in selection.selected]).frames
-    draw_selection(run_dir.picture, selection, frames, record.spans)
+    chosen = thumbnails.pick([frame.source_idx for frame in selection.selected])
+    draw_selection(run_dir.picture, selection, chosen, record.spans)
+    write_report(run_dir.report, selection, thumbnails, record.spans)
     write_json(run_dir.selection, to_json(selection))
     return _describe(run_dir, format_table(report), selection)
 
@@ -60,7 +63,8 @@ for "{selection.question}":
 What lies where:
   {run_dir.checkpoint}  the trained grounder
   {run_dir.heldout}  the table above
-  {run_dir.picture}  a picture of the selection
+  {run_dir.report}  the selection to look at, in a browser
+  {run_dir.picture}  the same as a picture
   {run_dir.metrics}  loss and speed of every step
 
 Next, a video of yours:
