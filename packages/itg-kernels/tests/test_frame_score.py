@@ -1,3 +1,4 @@
+import itg_kernels
 import pytest
 import torch
 from itg_kernels import (
@@ -7,6 +8,8 @@ from itg_kernels import (
     resolve_backend,
     topk_chronological,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 EPS = 1e-6
 
@@ -257,6 +260,75 @@ def test_scoring_loss_and_selection_compile_into_one_graph(target):
         torch.autograd.grad(compiled[0], leaves), torch.autograd.grad(eager[0], leaves), strict=True
     ):
         torch.testing.assert_close(got, expected)
+
+
+def test_a_tracer_sees_operators_and_not_the_kernels_behind_them(triton_target):
+    num_rows, cu_frames = layout("uniform", triton_target.device)
+    inputs = make_inputs(num_rows, 64, device=triton_target.device)
+    labels = torch.arange(6, device=triton_target.device) % 2
+
+    def step(*inputs):
+        loss, _ = frame_score_loss(*inputs, cu_frames, labels, backend=triton_target.backend)
+        logits = frame_score(*inputs, cu_frames, backend=triton_target.backend)
+        return loss, logits
+
+    traced = make_fx(step)(*inputs)
+    targets = [node.target for node in traced.graph.nodes]
+    ops = torch.ops.itg_kernels
+    assert {ops.frame_score.default, ops.frame_score_loss.default} <= set(targets)
+    for got, expected in zip(traced(*inputs), step(*inputs), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_fake_tensors_need_no_kernel(triton_target):
+    with FakeTensorMode():
+        inputs = make_inputs(12, 64, device=triton_target.device)
+        leaves = [t.requires_grad_() for t in inputs]
+        cu_frames = torch.empty(4, dtype=torch.int32, device=triton_target.device)
+        ops = torch.ops.itg_kernels
+        logits = ops.frame_score(leaves[0], None, *leaves[1:], cu_frames, EPS, True)[0]
+        grads = torch.autograd.grad(logits.sum(), leaves)
+    assert logits.shape == (3,)
+    assert [grad.shape for grad in grads] == [leaf.shape for leaf in leaves]
+
+
+def test_a_graph_can_be_walked_twice_but_not_differentiated_twice(triton_target):
+    num_rows, cu_frames = layout("uniform", triton_target.device)
+    leaves = [t.requires_grad_() for t in make_inputs(num_rows, 64, device=triton_target.device)]
+    logits = frame_score(*leaves, cu_frames, backend=triton_target.backend)
+    first = torch.autograd.grad(logits.sum(), leaves, retain_graph=True)
+    second = torch.autograd.grad(logits.sum(), leaves, create_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        second[0].sum().backward()
+
+
+def test_the_packages_names_are_functions_after_the_kernels_modules_were_imported(triton_target):
+    num_rows, cu_frames = layout("uniform", triton_target.device)
+    inputs = make_inputs(num_rows, 64, device=triton_target.device)
+    labels = torch.arange(6, device=triton_target.device) % 2
+    for _ in range(2):
+        itg_kernels.frame_score(*inputs, cu_frames, backend=triton_target.backend)
+        itg_kernels.frame_score_loss(*inputs, cu_frames, labels, backend=triton_target.backend)
+        itg_kernels.topk_chronological(labels.float(), 2, backend=triton_target.backend)
+
+
+def test_a_view_that_is_not_aligned_gives_the_same_bits(triton_target):
+    num_rows, cu_frames = layout("uniform", triton_target.device)
+    inputs = make_inputs(num_rows, 64, torch.bfloat16, triton_target.device)
+
+    def run(hidden):
+        leaves = [t.detach().requires_grad_() for t in (hidden, *inputs[1:])]
+        logits = frame_score(*leaves, cu_frames, backend=triton_target.backend)
+        return logits, *torch.autograd.grad(logits.sum(), leaves)
+
+    aligned = run(inputs[0])
+    room = torch.zeros(num_rows * 64 + 1, dtype=torch.bfloat16, device=triton_target.device)
+    shifted = room[1:].view(num_rows, 64).copy_(inputs[0])
+    for got, expected in zip(run(shifted), aligned, strict=True):
+        assert torch.equal(got, expected)
+    for got, expected in zip(run(inputs[0]), aligned, strict=True):
+        assert torch.equal(got, expected)
 
 
 def test_gradients_agree_with_finite_differences():
