@@ -14,7 +14,7 @@ from typing import Any
 
 import cases
 import torch
-from itg_kernels import frame_score, frame_score_backward, topk
+from itg_kernels import score_backward, score_forward, topk
 from timing import Timer, num_rotations
 
 Config = dict[str, Any]
@@ -65,8 +65,8 @@ def forward_calls(case: cases.ScoreCase, save: bool) -> Callable[[Config], Calla
     hidden = [torch.roll(inputs[0], i, 0) for i in range(num_rotations(inputs[0].nbytes))]
 
     def make(config: Config) -> Callable[[int], Any]:
-        chosen = frame_score.ForwardConfig(**config)
-        return lambda i: frame_score.score_forward(
+        chosen = score_forward.ForwardConfig(**config)
+        return lambda i: score_forward.score_forward(
             hidden[i % len(hidden)], None, *inputs[1:], cases.EPS, save, chosen
         )
 
@@ -77,18 +77,120 @@ def backward_calls(case: cases.ScoreCase) -> Callable[[Config], Callable[[int], 
     """As `forward_calls`, for the backward kernels."""
     inputs = cases.score_inputs(case, "cuda", torch.bfloat16)
     hidden = [torch.roll(inputs[0], i, 0) for i in range(num_rotations(inputs[0].nbytes))]
-    logits, *saved = frame_score.score_forward(
-        hidden[0], None, *inputs[1:], cases.EPS, True, frame_score.FORWARD
-    )
+    logits, saved = score_forward.score_forward(hidden[0], None, *inputs[1:], cases.EPS, True)
     grad = torch.randn_like(logits)
 
     def make(config: Config) -> Callable[[int], Any]:
-        chosen = frame_score_backward.BackwardConfig(**config)
-        return lambda i: frame_score_backward.score_backward(
-            grad, None, hidden[i % len(hidden)], None, *inputs[1:4], *saved, chosen
+        chosen = score_backward.BackwardConfig(**config)
+        return lambda i: score_backward.score_backward(
+            grad, None, hidden[i % len(hidden)], None, *inputs[1:4], saved, chosen
         )
 
     return make
+
+
+SHAPE_FIELDS = ("block_rows", "max_block_d", "num_warps", "programs_per_sm", "num_stages")
+
+
+def _shape(*values: int, max_registers: int | None = None) -> Config:
+    fields = dict(zip(SHAPE_FIELDS, values, strict=True), max_registers=max_registers)
+    return {f"b.{name}": value for name, value in fields.items()}
+
+
+TRAIN_STAGES: list[list[Config]] = [
+    [
+        {"f.saving_eviction": keep, "b.order": order, "b.store_eviction": store} | shape
+        for shape in (
+            _shape(2, 512, 2, 2, 2),
+            _shape(2, 512, 2, 2, 2, max_registers=72),
+            _shape(1, 4096, 8, 2, 1),
+        )
+        for keep in ("evict_first", "", "evict_last")
+        for order in ("chunk", "forward", "reversed")
+        for store in ("", "evict_first")
+    ],
+    [{"f.overlap": overlap, "b.overlap": overlap} for overlap in (False, True)],
+    [
+        _shape(2, 512, 2, 2, 2),
+        *(_shape(2, 512, 2, n, 2, max_registers=72) for n in (1, 2)),
+        *(_shape(2, 512, 2, n, 3) for n in (1, 2)),
+        *(_shape(1, 512, 1, n, 3) for n in (2, 4)),
+        *(_shape(4, 512, 2, 1, n) for n in (1, 2, 3)),
+        *(_shape(2, 1024, 4, 2, n) for n in (2, 3)),
+        _shape(2, 1024, 4, 1, 3),
+        *(_shape(4, 1024, 4, n, 1) for n in (1, 2)),
+        _shape(8, 1024, 4, 1, 1),
+        *(_shape(2, 1024, 2, n, 1) for n in (1, 2)),
+        *(_shape(1, 4096, 8, n, 1) for n in (2, 3, 4)),
+        *(_shape(1, 4096, 8, n, 2) for n in (2, 3, 4)),
+        *(_shape(1, 4096, 8, n, 3) for n in (2, 3)),
+        *(_shape(2, 4096, 8, n, 1) for n in (1, 2, 3)),
+        *(_shape(2, 4096, 16, n, 1) for n in (1, 2)),
+        *(_shape(1, 4096, 4, n, 1) for n in (2, 4)),
+    ],
+    [
+        {"b.finish_rows": rows, "b.finish_columns": columns, "b.finish_warps": warps}
+        for rows, columns, warps in (
+            (64, 8, 4), (128, 8, 4), (256, 8, 4), (512, 8, 4), (512, 8, 8), (256, 16, 4),
+            (256, 16, 8), (512, 16, 8), (128, 32, 8), (256, 4, 4),
+        )
+    ],
+    [{"b.prefetch": prefetch} for prefetch in (False, True)],
+]  # fmt: skip
+"""Forward and backward together, which the cache ties: each stage builds on the best before."""
+
+
+def train_calls(case: cases.ScoreCase) -> Callable[[Config], Callable[[int], Any]]:
+    """As `forward_calls`, for a forward pass and the backward pass that follows it."""
+    inputs = cases.score_inputs(case, "cuda", torch.bfloat16)
+    hidden = [torch.roll(inputs[0], i, 0) for i in range(num_rotations(inputs[0].nbytes))]
+    grad = torch.randn(case.num_frames, device="cuda")
+
+    def make(config: Config) -> Callable[[int], Any]:
+        chosen = {
+            kind: {k.split(".")[1]: v for k, v in config.items() if k.startswith(kind)}
+            for kind in "fb"
+        }
+        forward = score_forward.ForwardConfig(**chosen["f"])
+        backward = score_backward.BackwardConfig(**chosen["b"])
+
+        def call(i: int) -> Any:
+            x = hidden[i % len(hidden)]
+            _, saved = score_forward.score_forward(x, None, *inputs[1:], cases.EPS, True, forward)
+            return score_backward.score_backward(grad, None, x, None, *inputs[1:4], saved, backward)
+
+        return call
+
+    return make
+
+
+def refine(
+    timer: Timer, name: str, stages: list[list[Config]], make: Callable[..., Any], calls: int
+) -> Iterator[Config]:
+    """Times each stage's changes on top of the best before, in a graph; checks the gradients."""
+    best: Config = {}
+    truth = make({})(0)
+    for number, stage in enumerate(stages):
+        results = []
+        for change in stage:
+            config = best | change
+            try:
+                call = make(config)
+                for got, wanted in zip(call(0), truth, strict=True):
+                    torch.testing.assert_close(got, wanted, rtol=2e-2, atol=1e-3)
+                timed = timer.in_graph(call, calls, 20)
+                cold = timer.cold(call, 20).p50_us
+            except Exception as error:
+                print(f"{name} {config}: {type(error).__name__} {error}"[:200], flush=True)
+                continue
+            results.append({"sweep": f"{name} {number}", **config, "graph_us": timed.p50_us})
+            yield results[-1] | {"graph_p20_us": timed.p20_us, "cold_us": cold}
+        results.sort(key=lambda row: row["graph_us"])
+        print(f"{name}, stage {number}: in-graph microseconds")
+        for row in results[:8]:
+            print(f"  {row['graph_us']:8.2f}  { {k: row[k] for k in stage[0]} }", flush=True)
+        best |= {k: results[0][k] for k in stage[0]}
+    print(f"{name}: {best}", flush=True)
 
 
 def topk_calls(case: cases.TopkCase) -> Callable[[Config], Callable[[int], Any]]:
@@ -128,6 +230,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     timer = Timer("cuda")
     rows = []
+    if not options.only or options.only in "train T512":
+        case = cases.SCORE_CASES[0]
+        rows += refine(timer, "train T512", TRAIN_STAGES, train_calls(case), 6)
     for name, configs, make, calls in sweeps():
         if options.only and options.only not in name:
             continue

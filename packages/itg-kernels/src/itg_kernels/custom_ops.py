@@ -3,32 +3,37 @@
 torch.compile and export see each as one opaque operator, so they need neither a graph break nor
 Triton at tracing time; CUDA graphs can capture them. Triton itself is imported at the first call.
 The CPU entry serves Triton's interpreter; `ops` lets nothing else reach it.
+
+An operator costs the host more than its kernels cost the GPU. Where nobody watches, `frame_score`
+and `frame_score_loss` therefore run what stands behind the operators without them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _DEVICES = ("cuda", "cpu")
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 torch.library.define(
     "itg_kernels::frame_score",
     "(Tensor hidden, Tensor? residual, Tensor norm_weight, Tensor head_weight, Tensor head_bias,"
-    " Tensor cu_frames, float eps, bool save) -> (Tensor, Tensor, Tensor, Tensor)",
+    " Tensor cu_frames, float eps, bool save) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "itg_kernels::frame_score_loss",
     "(Tensor hidden, Tensor? residual, Tensor norm_weight, Tensor head_weight, Tensor head_bias,"
     " Tensor cu_frames, Tensor labels, Tensor? cu_samples, float max_pos_weight,"
     " int min_negatives, float eps, bool save)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "itg_kernels::frame_score_backward",
     "(Tensor grad_logits, Tensor? grad_scale, Tensor hidden, Tensor? residual, Tensor norm_weight,"
-    " Tensor head_weight, Tensor head_bias, Tensor row_scale, Tensor row_pull, Tensor row_frame)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    " Tensor head_weight, Tensor head_bias, Tensor saved) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "itg_kernels::topk_chronological",
@@ -41,50 +46,44 @@ torch.library.define(
 )
 
 
-@torch.library.impl("itg_kernels::frame_score", _DEVICES)
-def _frame_score(
-    hidden: Tensor,
-    residual: Tensor | None,
-    norm_weight: Tensor,
-    head_weight: Tensor,
-    head_bias: Tensor,
-    cu_frames: Tensor,
-    eps: float,
-    save: bool,
-) -> tuple[Tensor, ...]:
-    from itg_kernels.frame_score import score_forward
+def _frame_score(*args: Any) -> tuple[Tensor, ...]:
+    from itg_kernels.score_forward import score_forward
 
-    return score_forward(
-        hidden, residual, norm_weight, head_weight, head_bias, cu_frames, eps, save
-    )
+    return score_forward(*args)
 
 
-@torch.library.impl("itg_kernels::frame_score_loss", _DEVICES)
 def _frame_score_loss(*args: Any) -> tuple[Tensor, ...]:
-    from itg_kernels.frame_score import loss_forward
+    from itg_kernels.score_loss import loss_forward
 
     return loss_forward(*args)
 
 
-@torch.library.impl("itg_kernels::frame_score_backward", _DEVICES)
 def _frame_score_backward(*args: Any) -> tuple[Tensor, ...]:
-    from itg_kernels.frame_score_backward import score_backward
+    from itg_kernels.score_backward import score_backward
 
     return score_backward(*args)
 
 
-@torch.library.impl("itg_kernels::topk_chronological", _DEVICES)
 def _topk_chronological(*args: Any) -> tuple[Tensor, ...]:
     from itg_kernels.topk import topk
 
     return topk(*args)
 
 
-@torch.library.impl("itg_kernels::topk_spaced", _DEVICES)
 def _topk_spaced(*args: Any) -> tuple[Tensor, ...]:
     from itg_kernels.topk import topk_spaced
 
     return topk_spaced(*args)
+
+
+for _name, _function in (
+    ("frame_score", _frame_score),
+    ("frame_score_loss", _frame_score_loss),
+    ("frame_score_backward", _frame_score_backward),
+    ("topk_chronological", _topk_chronological),
+    ("topk_spaced", _topk_spaced),
+):
+    torch.library.impl(f"itg_kernels::{_name}", _DEVICES, _function)
 
 
 def _fake_logits(hidden: Tensor, cu_frames: Tensor) -> Tensor:
@@ -92,26 +91,24 @@ def _fake_logits(hidden: Tensor, cu_frames: Tensor) -> Tensor:
     return hidden.new_empty(num_frames, dtype=torch.float32)
 
 
-def _fake_saved(hidden: Tensor, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    num_rows = hidden.shape[0] if save else 0
-    row_scale = hidden.new_empty(num_rows, dtype=torch.float32)
-    return row_scale, torch.empty_like(row_scale), hidden.new_empty(num_rows, dtype=torch.int32)
+def _fake_saved(hidden: Tensor, save: bool) -> Tensor:
+    return hidden.new_empty((3, hidden.shape[0] if save else 0), dtype=torch.int32)
 
 
 @torch.library.register_fake("itg_kernels::frame_score")
 def _(hidden, residual, norm_weight, head_weight, head_bias, cu_frames, eps, save):
-    return _fake_logits(hidden, cu_frames), *_fake_saved(hidden, save)
+    return _fake_logits(hidden, cu_frames), _fake_saved(hidden, save)
 
 
 @torch.library.register_fake("itg_kernels::frame_score_loss")
 def _(hidden, residual, norm_weight, head_weight, head_bias, cu_frames, labels, *args):
     logits = _fake_logits(hidden, cu_frames)
     loss = hidden.new_empty((), dtype=torch.float32)
-    return loss, logits, torch.empty_like(logits), *_fake_saved(hidden, args[-1])
+    return loss, logits, torch.empty_like(logits), _fake_saved(hidden, args[-1])
 
 
 @torch.library.register_fake("itg_kernels::frame_score_backward")
-def _(grad_logits, grad_scale, hidden, residual, norm_weight, head_weight, head_bias, *saved):
+def _(grad_logits, grad_scale, hidden, residual, norm_weight, head_weight, head_bias, saved):
     return (
         hidden.new_empty(hidden.shape),
         torch.empty_like(norm_weight),
@@ -139,11 +136,10 @@ def _fake_picks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _save_for_score(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, residual, norm_weight, head_weight, head_bias, _cu_frames, _eps, save = inputs
-    if not save:
+    if not inputs[-1]:
         raise RuntimeError("frame_score was called without save=True, so it has no gradient")
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden, residual, norm_weight, head_weight, head_bias, *output[1:])
+    ctx.save_for_backward(*inputs[:5], output[1])
 
 
 def _score_gradients(ctx: Any, grad_logits: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -152,19 +148,17 @@ def _score_gradients(ctx: Any, grad_logits: Tensor | None, *_: Any) -> tuple[Any
 
 
 def _save_for_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, residual, norm_weight, head_weight, head_bias, *_, save = inputs
-    if not save:
+    if not inputs[-1]:
         raise RuntimeError("frame_score_loss was called without save=True, so it has no gradient")
     ctx.set_materialize_grads(False)
-    _loss, _logits, *saved = output
-    ctx.save_for_backward(hidden, residual, norm_weight, head_weight, head_bias, *saved)
+    _loss, _logits, grad_logits, saved = output
+    ctx.save_for_backward(*inputs[:5], saved, grad_logits)
 
 
 def _loss_gradients(
     ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None, *_: Any
 ) -> tuple[Any, ...]:
-    *inputs, loss_grad_logits, row_scale, row_pull, row_frame = ctx.saved_tensors
-    saved = (*inputs, row_scale, row_pull, row_frame)
+    *saved, loss_grad_logits = ctx.saved_tensors
     if grad_logits is None and grad_loss is not None:
         grads = _gradients(saved, loss_grad_logits, grad_loss)
     elif grad_logits is not None and grad_loss is not None:
@@ -175,22 +169,82 @@ def _loss_gradients(
 
 
 def _gradients(
-    saved: tuple[Tensor | None, ...], grad_logits: Tensor | None, grad_scale: Tensor | None
+    saved: Sequence[Tensor | None], grad_logits: Tensor | None, grad_scale: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Gradients of hidden, residual, norm weight, head weight and bias."""
     if grad_logits is None:
         return (None,) * 5
+    # With create_graph=True, the operator is what remembers that it cannot go on.
+    watched = torch.is_grad_enabled() or is_watched(grad_logits, grad_scale, *saved)
+    backward = torch.ops.itg_kernels.frame_score_backward if watched else _frame_score_backward
+    grad_hidden, *grad_weights = backward(grad_logits.contiguous(), grad_scale, *saved)
     residual = saved[1]
-    grad_hidden, *grad_weights = torch.ops.itg_kernels.frame_score_backward(
-        grad_logits.contiguous(), grad_scale, *saved
-    )
     grad_residual = None if residual is None else grad_hidden.to(residual.dtype)
     return grad_hidden, grad_residual, *grad_weights
 
 
+def _no_second_derivative(*_: Any) -> None:
+    raise RuntimeError(
+        "backend 'triton' has no second derivative of frame_score; backend 'torch' has one"
+    )
+
+
+torch.library.register_autograd("itg_kernels::frame_score_backward", _no_second_derivative)
 torch.library.register_autograd(
     "itg_kernels::frame_score", _score_gradients, setup_context=_save_for_score
 )
 torch.library.register_autograd(
     "itg_kernels::frame_score_loss", _loss_gradients, setup_context=_save_for_loss
 )
+
+
+class _Score(torch.autograd.Function):
+    """The operator `frame_score` and its gradient, less the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _frame_score(*inputs)
+        _save_for_score(ctx, inputs, output)
+        return output[0]
+
+    backward = staticmethod(_score_gradients)
+
+
+class _Loss(torch.autograd.Function):
+    """The operator `frame_score_loss` and its gradient, less the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _frame_score_loss(*inputs)
+        _save_for_loss(ctx, inputs, output)
+        return output[0], output[1]
+
+    backward = staticmethod(_loss_gradients)
+
+
+def is_watched(*tensors: Tensor | None) -> bool:
+    """Whether something traces, records or transforms the call, and so needs to see operators."""
+    return (
+        torch.compiler.is_compiling()
+        or _get_current_dispatch_mode() is not None
+        or torch._C._are_functorch_transforms_active()
+        or any(type(tensor) not in _PLAIN for tensor in tensors)
+    )
+
+
+def frame_score(*inputs: Any) -> Tensor:
+    """Logits; `inputs` as the operator's."""
+    if is_watched(*inputs[:6]):
+        return torch.ops.itg_kernels.frame_score(*inputs)[0]
+    return _Score.apply(*inputs) if inputs[-1] else _frame_score(*inputs)[0]
+
+
+def frame_score_loss(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Loss and logits; `inputs` as the operator's."""
+    if is_watched(*inputs[:8]):
+        loss, logits, *_ = torch.ops.itg_kernels.frame_score_loss(*inputs)
+        return loss, logits
+    if inputs[-1]:
+        return _Loss.apply(*inputs)
+    loss, logits, *_ = _frame_score_loss(*inputs)
+    return loss, logits

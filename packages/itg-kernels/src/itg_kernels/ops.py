@@ -13,8 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from itg_kernels import custom_ops as custom_ops  # registers the operators
-from itg_kernels import reference
+from itg_kernels import custom_ops, reference
 
 Backend = Literal["auto", "torch", "triton"]
 
@@ -101,7 +100,7 @@ def frame_score(
             hidden, norm_weight, head_weight, head_bias, cu_frames, residual=residual, eps=eps
         )
     inputs = _kernel_inputs(hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
-    return torch.ops.itg_kernels.frame_score(*inputs, eps, _needs_gradient(*inputs))[0]
+    return custom_ops.frame_score(*inputs, float(eps), _needs_gradient(*inputs))
 
 
 def frame_bce_loss(
@@ -168,11 +167,10 @@ def frame_score_loss(
         inputs = _kernel_inputs(hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
         labels = labels.contiguous()
         cu_samples = None if cu_samples is None else cu_samples.contiguous()
-        loss, logits, *_ = torch.ops.itg_kernels.frame_score_loss(
-            *inputs, labels, cu_samples, max_pos_weight, min_negatives, eps,
+        return custom_ops.frame_score_loss(
+            *inputs, labels, cu_samples, max_pos_weight, min_negatives, float(eps),
             _needs_gradient(*inputs),
         )  # fmt: skip
-        return loss, logits
     logits = reference.frame_scores(
         hidden, norm_weight, head_weight, head_bias, cu_frames, residual=residual, eps=eps
     )

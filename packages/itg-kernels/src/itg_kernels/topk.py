@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itg_kernels.frame_score import on_device
+from itg_kernels.launch import on_device
 
 MAX_BLOCK_T = 16384
 MAX_SPACED_T = 32768

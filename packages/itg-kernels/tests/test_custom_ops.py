@@ -1,0 +1,113 @@
+"""What PyTorch sees of the kernels: operators, traces, graphs, gradients of gradients."""
+
+import itg_kernels
+import pytest
+import torch
+from itg_kernels import frame_score, frame_score_loss, topk_chronological
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+EPS = 1e-6
+UNIFORM = (24, [0, 4, 8, 12, 16, 20, 24])
+PACKED = (40, [[1, 4], [4, 9], [15, 16], [16, 16], [20, 37]])
+
+
+def make_inputs(num_rows, device):
+    inputs = (
+        torch.randn(num_rows, 64) * 3,
+        1 + torch.randn(64) * 0.2,
+        torch.randn(64) / 8,
+        torch.tensor(-0.3),
+    )
+    return [t.to(device) for t in inputs]
+
+
+def test_the_operators_keep_pytorchs_rules_for_operators(triton_target):
+    num_rows, cu_frames = PACKED[0], torch.tensor(PACKED[1], device=triton_target.device)
+    leaves = [t.requires_grad_() for t in make_inputs(num_rows, triton_target.device)]
+    hidden, *weights = leaves
+    residual = torch.randn_like(hidden).requires_grad_()
+    labels = torch.tensor([1, 0, 0, 1, 0], device=triton_target.device)
+    ops = torch.ops.itg_kernels
+    torch.library.opcheck(
+        ops.frame_score.default, (hidden, residual, *weights, cu_frames, EPS, True)
+    )
+    torch.library.opcheck(
+        ops.frame_score_loss.default,
+        (hidden, None, *weights, cu_frames, labels, None, 5.0, 1, EPS, True),
+    )
+    scores = torch.randn(2, 9, device=triton_target.device)
+    torch.library.opcheck(ops.topk_chronological.default, (scores, 3, None, None))
+    torch.library.opcheck(ops.topk_spaced.default, (scores, 3, None, None, None, 2.0))
+
+
+def test_scoring_loss_and_selection_compile_into_one_graph(target):
+    num_rows, cu_frames = PACKED[0], torch.tensor(PACKED[1], device=target.device)
+    leaves = [t.requires_grad_() for t in make_inputs(num_rows, target.device)]
+    labels = torch.tensor([1, 0, 0, 1, 0], device=target.device)
+
+    def step(*inputs):
+        loss, logits = frame_score_loss(*inputs, cu_frames, labels, backend=target.backend)
+        again = frame_score(*inputs, cu_frames, backend=target.backend)
+        picks, _ = topk_chronological(again, 2, min_gap=2, backend=target.backend)
+        return loss, logits, again, picks
+
+    eager = step(*leaves)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(*leaves)
+    for got, expected in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(got, expected)
+    for got, expected in zip(
+        torch.autograd.grad(compiled[0], leaves), torch.autograd.grad(eager[0], leaves), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_tracer_sees_operators_and_not_the_kernels_behind_them(triton_target):
+    num_rows, cu_frames = UNIFORM[0], torch.tensor(UNIFORM[1], device=triton_target.device)
+    inputs = make_inputs(num_rows, triton_target.device)
+    labels = torch.arange(6, device=triton_target.device) % 2
+
+    def step(*inputs):
+        loss, _ = frame_score_loss(*inputs, cu_frames, labels, backend=triton_target.backend)
+        logits = frame_score(*inputs, cu_frames, backend=triton_target.backend)
+        return loss, logits
+
+    traced = make_fx(step)(*inputs)
+    targets = [node.target for node in traced.graph.nodes]
+    ops = torch.ops.itg_kernels
+    assert {ops.frame_score.default, ops.frame_score_loss.default} <= set(targets)
+    for got, expected in zip(traced(*inputs), step(*inputs), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_fake_tensors_need_no_kernel(triton_target):
+    with FakeTensorMode():
+        inputs = make_inputs(12, triton_target.device)
+        leaves = [t.requires_grad_() for t in inputs]
+        cu_frames = torch.empty(4, dtype=torch.int32, device=triton_target.device)
+        ops = torch.ops.itg_kernels
+        logits = ops.frame_score(leaves[0], None, *leaves[1:], cu_frames, EPS, True)[0]
+        grads = torch.autograd.grad(logits.sum(), leaves)
+    assert logits.shape == (3,)
+    assert [grad.shape for grad in grads] == [leaf.shape for leaf in leaves]
+
+
+def test_a_graph_can_be_walked_twice_but_not_differentiated_twice(triton_target):
+    num_rows, cu_frames = UNIFORM[0], torch.tensor(UNIFORM[1], device=triton_target.device)
+    leaves = [t.requires_grad_() for t in make_inputs(num_rows, triton_target.device)]
+    logits = frame_score(*leaves, cu_frames, backend=triton_target.backend)
+    first = torch.autograd.grad(logits.sum(), leaves, retain_graph=True)
+    second = torch.autograd.grad(logits.sum(), leaves, create_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        second[0].sum().backward()
+
+
+def test_the_packages_names_are_functions_after_the_kernels_modules_were_imported(triton_target):
+    num_rows, cu_frames = UNIFORM[0], torch.tensor(UNIFORM[1], device=triton_target.device)
+    inputs = make_inputs(num_rows, triton_target.device)
+    labels = torch.arange(6, device=triton_target.device) % 2
+    for _ in range(2):
+        itg_kernels.frame_score(*inputs, cu_frames, backend=triton_target.backend)
+        itg_kernels.frame_score_loss(*inputs, cu_frames, labels, backend=triton_target.backend)
+        itg_kernels.topk_chronological(labels.float(), 2, backend=triton_target.backend)
