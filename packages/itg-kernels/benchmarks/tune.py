@@ -98,18 +98,7 @@ def _shape(*values: int, max_registers: int | None = None) -> Config:
 
 
 TRAIN_STAGES: list[list[Config]] = [
-    [
-        {"f.saving_eviction": keep, "b.order": order, "b.store_eviction": store} | shape
-        for shape in (
-            _shape(2, 512, 2, 2, 2),
-            _shape(2, 512, 2, 2, 2, max_registers=72),
-            _shape(1, 4096, 8, 2, 1),
-        )
-        for keep in ("evict_first", "", "evict_last")
-        for order in ("chunk", "forward", "reversed")
-        for store in ("", "evict_first")
-    ],
-    [{"f.overlap": overlap, "b.overlap": overlap} for overlap in (False, True)],
+    [{"f.num_warps": warps, "f.num_stages": stages} for warps in (2, 4) for stages in (3, 4)],
     [
         _shape(2, 512, 2, 2, 2),
         *(_shape(2, 512, 2, n, 2, max_registers=72) for n in (1, 2)),
@@ -135,7 +124,6 @@ TRAIN_STAGES: list[list[Config]] = [
             (256, 16, 8), (512, 16, 8), (128, 32, 8), (256, 4, 4),
         )
     ],
-    [{"b.prefetch": prefetch} for prefetch in (False, True)],
 ]  # fmt: skip
 """Forward and backward together, which the cache ties: each stage builds on the best before."""
 

@@ -67,12 +67,6 @@ def num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@lru_cache
-def can_overlap(device: torch.device) -> bool:
-    """Whether a kernel may be set up there while the one before it still runs."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
-
-
 def cdiv(a: int, b: int) -> int:
     """Ceiling of a / b."""
     return -(-a // b)

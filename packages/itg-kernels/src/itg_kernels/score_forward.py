@@ -24,9 +24,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from itg_kernels.launch import are_aligned, can_overlap, cdiv, launch, next_power_of_2, on_device
+from itg_kernels.launch import are_aligned, cdiv, launch, next_power_of_2, on_device
 
 MAX_BLOCK_D = 8192
 
@@ -38,13 +37,9 @@ class ForwardConfig:
     block_rows: int = 1
     max_block_d: int = MAX_BLOCK_D
     rows_per_item: int = 32
-    num_warps: int = 4
+    num_warps: int = 2
     num_stages: int = 4
     max_registers: int | None = None
-    saving_eviction: str = "evict_first"
-    """Of the rows from the cache where a backward pass will read them again."""
-    overlap: bool = False
-    """Set programs up while the kernel before still runs."""
 
 
 FORWARD = ForwardConfig()
@@ -53,18 +48,18 @@ FORWARD = ForwardConfig()
 @triton.jit
 def load_rows(
     hidden_ptr, residual_ptr, row, row_inside, d, d_inside, stride_h, stride_r,
-    HAS_RESIDUAL: tl.constexpr, EVICTION: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """Rows of the residual stream, widened; zero outside."""
     inside = row_inside[:, None] & d_inside[None, :]
     x = tl.load(
         hidden_ptr + row[:, None] * stride_h + d[None, :],
-        mask=inside, other=0.0, eviction_policy=EVICTION,
+        mask=inside, other=0.0, eviction_policy="evict_first",
     ).to(tl.float32)  # fmt: skip
     if HAS_RESIDUAL:
         x += tl.load(
             residual_ptr + row[:, None] * stride_r + d[None, :],
-            mask=inside, other=0.0, eviction_policy=EVICTION,
+            mask=inside, other=0.0, eviction_policy="evict_first",
         ).to(tl.float32)  # fmt: skip
     return x  # [rows, d] float32
 
@@ -113,18 +108,6 @@ def _save_text_rows(saved_ptr, num_rows, first, last, BLOCK: tl.constexpr):
         _save_rows(saved_ptr, num_rows, row, row < last, zeros, zeros, frame)
 
 
-@triton.jit
-def overlap_kernels(OVERLAP: tl.constexpr):
-    """Lets the next kernel be set up, and waits for the one before. Nothing is read before it.
-
-    Every kernel that is launched to overlap must call this: it is then also sure of all that
-    came before the kernel before it.
-    """
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-
-
 @triton.jit(do_not_specialize=["num_rows", "num_frames", "num_slices"])
 def _score_forward_kernel(
     hidden_ptr, residual_ptr, norm_weight_ptr, head_weight_ptr, head_bias_ptr, cu_frames_ptr,
@@ -132,9 +115,7 @@ def _score_forward_kernel(
     CU_STRIDE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE: tl.constexpr,
     WHOLE_FRAMES: tl.constexpr, WHOLE_ROWS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, NUM_STAGES: tl.constexpr,
-    EVICTION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    overlap_kernels(OVERLAP)
     d0 = tl.arange(0, BLOCK_D)
     # First of all, so that no load waits for the frame's span to come.
     if WHOLE_ROWS:
@@ -158,7 +139,7 @@ def _score_forward_kernel(
         if WHOLE_ROWS:
             x = load_rows(
                 hidden_ptr, residual_ptr, row, row_inside, d0, d0 < D, stride_h, stride_r,
-                HAS_RESIDUAL, EVICTION,
+                HAS_RESIDUAL,
             )  # fmt: skip
             squares = tl.sum(x * x, axis=1)
             proj = tl.sum(x * u[None, :], axis=1)
@@ -170,7 +151,7 @@ def _score_forward_kernel(
                 u = load_u(norm_weight_ptr, head_weight_ptr, d, d < D)
                 x = load_rows(
                     hidden_ptr, residual_ptr, row, row_inside, d, d < D, stride_h, stride_r,
-                    HAS_RESIDUAL, EVICTION,
+                    HAS_RESIDUAL,
                 )  # fmt: skip
                 squares_RD += x * x
                 proj_RD += x * u[None, :]
@@ -230,9 +211,7 @@ def load_logits(
 def _finish_scores_kernel(
     logits_ptr, partial_ptr, head_bias_ptr, cu_frames_ptr, num_rows, num_frames, num_slices,
     CU_STRIDE: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_SLICES: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    overlap_kernels(OVERLAP)
     f = tl.program_id(0).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
     load_logits(
         logits_ptr, partial_ptr, head_bias_ptr, cu_frames_ptr, f, f < num_frames, num_rows,
@@ -248,7 +227,6 @@ class RowSums:
     num_slices: int
     cu_stride: int
     block_slices: int
-    overlap: bool
     key: tuple[Hashable, ...] | None
     """Of its launch, and the beginning of the next one's."""
 
@@ -303,8 +281,8 @@ def score_forward(
                     logits, sums.partial, head_bias, cu_frames, hidden.shape[0], num_frames,
                     sums.num_slices,
                 ),
-                (sums.cu_stride, block_f, sums.block_slices, sums.overlap),
-                {"num_warps": 4, "launch_pdl": sums.overlap},
+                (sums.cu_stride, block_f, sums.block_slices),
+                {"num_warps": 4},
             )  # fmt: skip
     return logits, saved
 
@@ -329,7 +307,6 @@ def sum_rows(
     partial = logits if num_slices == 1 else logits.new_empty(num_frames * num_slices)
     block_d = min(config.max_block_d, next_power_of_2(width))
     block_slices = next_power_of_2(num_slices)
-    overlap = config.overlap and can_overlap(hidden.device)
     other = hidden if residual is None else residual
     stride_h, stride_r = hidden.stride(0), other.stride(0)
     key = None
@@ -350,11 +327,10 @@ def sum_rows(
         (
             cu_frames.dim(), residual is not None, save, num_slices == 1, block_d >= width,
             config.block_rows, block_d, config.num_stages,
-            config.saving_eviction if save else "evict_first", overlap,
         ),
-        {"num_warps": config.num_warps, "maxnreg": config.max_registers, "launch_pdl": overlap},
+        {"num_warps": config.num_warps, "maxnreg": config.max_registers},
     )  # fmt: skip
     return RowSums(
         partial=partial, num_slices=num_slices, cu_stride=cu_frames.dim(),
-        block_slices=block_slices, overlap=overlap, key=key,
+        block_slices=block_slices, key=key,
     )  # fmt: skip

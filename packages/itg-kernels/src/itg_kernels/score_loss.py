@@ -16,7 +16,6 @@ from itg_kernels.score_forward import (
     count_frames,
     load_logits,
     new_saved,
-    overlap_kernels,
     save_text_only,
     sum_rows,
 )
@@ -29,10 +28,8 @@ def _loss_kernel(
     num_rows, num_frames, num_slices, num_samples, max_pos_weight, min_negatives,
     CU_STRIDE: tl.constexpr, WHOLE_FRAMES: tl.constexpr, HAS_SAMPLES: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_SLICES: tl.constexpr, BLOCK_B: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program per sample: count, weigh, then loss and gradient of its frames."""
-    overlap_kernels(OVERLAP)
     b = tl.program_id(0)
     if HAS_SAMPLES:
         first = tl.load(cu_samples_ptr + b).to(tl.int64)
@@ -124,8 +121,7 @@ def loss_forward(
             (
                 sums.cu_stride, sums.num_slices == 1, cu_samples is not None,
                 max(1, min(1024, 4096 // sums.block_slices)), sums.block_slices, 128,
-                sums.overlap,
             ),
-            {"num_warps": 8, "launch_pdl": sums.overlap},
+            {"num_warps": 8},
         )  # fmt: skip
     return losses if num_samples == 1 else losses.sum(), logits, grad_logits, saved
