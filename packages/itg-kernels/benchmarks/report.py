@@ -17,6 +17,8 @@ OURS = "itg-triton"
 # op, shape, mode, at most this many microseconds
 TARGETS = [
     ("frame_score", "12800x3584/F512", "eager", 26.0),
+    ("frame_score", "12800x3584/F512", "graph", 26.0),
+    ("frame_score_train", "12800x3584/F512", "graph", 75.0),
     ("frame_score_train", "12800x3584/F512", "eager", 75.0),
     ("topk", "1x512/k32", "eager", 10.0),
     ("topk", "256x4096/k64", "eager", 20.0),
