@@ -68,6 +68,8 @@ class SyntheticConfig:
                 f"synthetic.num_train and num_heldout must be >= 0, got {self.num_train} "
                 f"and {self.num_heldout}"
             )
+        if self.seed < 0:
+            raise ValueError(f"synthetic.seed must be >= 0, got {self.seed}")
         if not 0 <= self.difficulty <= 1:
             raise ValueError(f"synthetic.difficulty must be in 0..1, got {self.difficulty}")
         if self.duration_s < 12:
