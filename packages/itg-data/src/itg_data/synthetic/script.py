@@ -17,7 +17,7 @@ import numpy as np
 
 from itg_data.records import TimeSpan
 
-GENERATOR_VERSION = "itg_data.synthetic/1"
+GENERATOR_VERSION = "itg_data.synthetic/2"
 """Part of every record and of the cache key; raised whenever the same seed gives other videos."""
 
 Split = Literal["train", "heldout"]
