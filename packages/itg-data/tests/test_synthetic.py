@@ -1,5 +1,11 @@
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import av
 import numpy as np
@@ -164,9 +170,56 @@ def test_an_interrupted_set_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+WRITE_MANY = """
+import pathlib, sys
+from itg_data.synthetic import SyntheticConfig, load_or_write_dataset
+if __name__ == "__main__":
+    size = {"duration_s": 12, "fps": 2, "height": 32, "width": 48}
+    config = SyntheticConfig(num_train=5000, **size)
+    note = lambda done, total: print(done, flush=True)
+    load_or_write_dataset(pathlib.Path(sys.argv[1]), config, num_workers=2, progress=note)
+"""
+
+
+def workers_of(pid):
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    # pid (name) state parent group ...
+    fields = [stat.rpartition(")")[2].split() for stat in stats]
+    return sum(int(group) == pid and state != "Z" for state, _, group, *_ in fields)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_writer_that_is_stopped_takes_its_workers_with_it(how, tmp_path):
+    script = tmp_path / "write.py"
+    script.write_text(WRITE_MANY)
+    writer = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "set")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert writer.stdout.readline() == "1\n"
+    # as a terminal sends Ctrl-C: to all of them
+    (os.killpg if how == signal.SIGINT else os.kill)(writer.pid, how)
+    _, err = writer.communicate(timeout=30)
+    assert err.count("Traceback") == (how == signal.SIGINT)
+    deadline_s = time.monotonic() + 10
+    while workers_of(writer.pid) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert workers_of(writer.pid) == 0
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("difficulty", 1.5), ("duration_s", 3), ("fps", 0), ("width", 33), ("num_train", -1)],
+    [
+        ("difficulty", 1.5),
+        ("duration_s", 3),
+        ("fps", 0),
+        ("width", 33),
+        ("num_train", -1),
+        ("seed", -1),
+    ],
 )
 def test_config_errors_name_the_field_and_the_value(field, value):
     with pytest.raises(ValueError, match=rf"synthetic\..*{field}.*{value}"):

@@ -31,6 +31,11 @@ def test_help_names_the_recipes_and_explains_the_options(capsys):
         (["--num-steps", "0"], "num_steps must be >= 1, got 0"),
         (["--data.synthetic.difficulty", "3"], "difficulty must be in 0..1, got 3"),
         (["--optim.lr", "fast"], "--optim.lr"),
+        (["--seed", "-1"], "seed must be >= 0, got -1"),
+        (["--data.synthetic.seed", "-1"], "synthetic.seed must be >= 0, got -1"),
+        (["--model.text.vocab-size", "100"], "vocab_size must be >= 257"),
+        (["--model.vision-token-num", "8"], "data.sampling.max_frames must be <="),
+        (["--model.vision-token-num", "1024"], "model.vision_token_num must be <"),
     ],
 )
 def test_bad_input_is_refused_by_name_with_status_2(arguments, reason, capsys):
@@ -49,6 +54,28 @@ def test_a_folder_of_another_run_is_refused_in_one_line(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "not empty and not a run" in err.splitlines()[-1]
+
+
+def test_a_run_dir_that_is_a_file_is_refused_in_one_line(tmp_path, capsys):
+    path = tmp_path / "run"
+    path.write_text("mine")
+    assert main(["--run-dir", str(path), "--engine.device", "cpu"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"itg-train: --run-dir {path}: File exists"
+    assert path.read_text() == "mine"
+
+
+def test_a_data_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "data").write_text("a file, not a folder")
+    options = {"run-dir": tmp_path / "run", "data.cache-dir": tmp_path / "data"}
+    flags = [str(word) for name, path in options.items() for word in (f"--{name}", path)]
+    assert main([*flags, "--engine.device", "cpu"]) == 2
+    assert str(tmp_path / "data") in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_gpu_asked_for_where_there_is_none_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["--run-dir", str(tmp_path), "--engine.device", "cuda"]) == 2
+    assert "torch finds no GPU" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

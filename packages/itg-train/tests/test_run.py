@@ -31,6 +31,7 @@ OPTIONS = {
     "model.text.num-hidden-layers": 1,
     "model.text.vocab-size": 300,
     "model.vision-token-num": 48,
+    "data.sampling.max-frames": 48,
     "num-steps": NUM_STEPS,
     "save-every": 10,
     "videos-per-step": 1,

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         text = run(recipe, config)
-    except ItgError as error:
+    except (ItgError, OSError) as error:
         print(f"itg-train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -8,6 +8,9 @@ from itg_data.sampling import SamplingConfig
 from itg_data.synthetic import SyntheticConfig
 from itg_model.config import FrameGroundingConfig
 
+SMALLEST_VOCABULARY = 257
+"""Tokens of a tokenizer that has learnt nothing: one for each byte, and the end of text."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
@@ -96,7 +99,7 @@ class TrainConfig:
     """Where everything that the run writes goes."""
 
     model: FrameGroundingConfig
-    """The architecture; `text.vocab_size` is at least the tokenizer's."""
+    """The architecture; the tokenizer learns at most `text.vocab_size` tokens."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """What is learnt from."""
@@ -135,3 +138,22 @@ class TrainConfig:
         for name in ("num_steps", "videos_per_step", "frame_chunk", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        if self.model.text.vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"model.text.vocab_size must be >= {SMALLEST_VOCABULARY} (the bytes and the end of "
+                f"text), got {self.model.text.vocab_size}"
+            )
+        # else the first long video would stop the run
+        num_tokens = self.model.vision_token_num
+        if self.data.sampling.max_frames > num_tokens:
+            raise ValueError(
+                "data.sampling.max_frames must be <= model.vision_token_num "
+                f"({num_tokens}), got {self.data.sampling.max_frames}"
+            )
+        if num_tokens >= self.model.tokenizer_model_max_length:
+            raise ValueError(
+                "model.vision_token_num must be < model.tokenizer_model_max_length "
+                f"({self.model.tokenizer_model_max_length}), got {num_tokens}"
+            )

@@ -2,7 +2,7 @@
 
 DeepSpeed is the real engine on a CPU too, over gloo, and needs no compiler there: its shared-memory
 collectives and its own AdamW, which it would build at first use, are switched off. It also logs to
-stdout; here stdout is for results, so its logger is turned to stderr and kept to warnings.
+stdout; here stdout is for results, so its warnings, and no more, go the way of all others.
 """
 
 import logging
@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import socket
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from itg_data.jsonl import write_atomic
 from torch import Tensor, nn
 
 from itg_train.config import EngineConfig, OptimConfig
+from itg_train.rundir import RunError
 
 KEPT_STATES = 2
 """States kept in a run directory: the newest, and one more in case it was cut off half-way."""
@@ -44,11 +45,11 @@ def join_processes(config: EngineConfig) -> Processes:
     """Joins the processes that `torchrun` started, or makes a group of one.
 
     Raises:
-        RuntimeError: A GPU was asked for by name and there is none.
+        RunError: A GPU was asked for by name and there is none.
     """
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
-        raise RuntimeError("engine.device is cuda, but torch finds no GPU; take auto or cpu")
+        raise RunError("engine.device is cuda, but torch finds no GPU; take auto or cpu")
     on_gpu = has_gpu and config.device != "cpu"
     if "RANK" not in os.environ:
         os.environ |= {
@@ -86,9 +87,8 @@ def _import_deepspeed() -> Any:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logger.setLevel(logging.WARNING)
-    for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
+    logger.handlers.clear()
+    logger.propagate = True
     return deepspeed
 
 
@@ -148,13 +148,19 @@ class Engine:
     def save_state(self, directory: Path, step: int) -> None:
         """Saves weights and optimizer after `step` steps, and drops states of long ago.
 
-        DeepSpeed names the state in a file `latest` after everything is written, so a process
-        killed in between leaves the one before in force.
+        The file `latest` names the state, in one move, after every process has written its part:
+        a process killed in between leaves the one before in force.
         """
+        tag = f"step-{step}"
         self._engine.save_checkpoint(
-            str(directory), tag=f"step-{step}", client_state={"step": step}
+            # not by DeepSpeed, which would leave `latest` empty for a moment
+            str(directory),
+            tag=tag,
+            client_state={"step": step},
+            save_latest=False,
         )
         if dist.get_rank() == 0:
+            write_atomic(directory / "latest", tag)
             saved = sorted(directory.glob("step-*"), key=lambda path: int(path.name[5:]))
             for outdated in saved[:-KEPT_STATES]:
                 shutil.rmtree(outdated)

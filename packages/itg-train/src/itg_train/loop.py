@@ -46,9 +46,10 @@ def train(
         "training", config.num_steps, unit="steps", quiet=not processes.is_first
     )
     with progress as advance, run_dir.metrics.open("a", encoding="utf-8") as metrics:
+        # from here, not from when the batch is there: waiting for frames counts as well
+        started_s = time.perf_counter()
         for batch in batches:
             step = batch.step
-            started_s = time.perf_counter()
             lr_factor = scale_learning_rate(step, config.num_steps, config.optim)
             loss = mean_over_processes(engine.train_step(batch, lr_factor))
             if not math.isfinite(loss):
@@ -60,6 +61,7 @@ def train(
             advance(step + 1, f"loss {loss:.4f}, {rate:.0f} samples/s")
             if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:
                 engine.save_state(run_dir.state, step + 1)
+            started_s = time.perf_counter()
     if processes.is_first:
         model.save_pretrained(run_dir.checkpoint)
         prepared.tokenizer.save_pretrained(run_dir.checkpoint)

@@ -10,6 +10,7 @@ from pathlib import Path
 from itg_data.jsonl import read_jsonl
 from itg_data.records import GroundingRecord
 from itg_data.synthetic import load_or_write_dataset
+from itg_data.synthetic.script import GENERATOR_VERSION
 from transformers import PreTrainedTokenizerBase
 
 from itg_train.config import DataConfig, TrainConfig
@@ -66,7 +67,7 @@ def prepare(config: TrainConfig, processes: Processes) -> Prepared:
 def _load_records(data: DataConfig) -> tuple[Path, list[GroundingRecord]]:
     if data.root is not None:
         return data.root, list(read_jsonl(data.root / "records.jsonl", GroundingRecord))
-    described = json.dumps(asdict(data.synthetic), sort_keys=True)
+    described = json.dumps([GENERATOR_VERSION, asdict(data.synthetic)], sort_keys=True)
     root = data.cache_dir / f"scripted-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
     total = data.synthetic.num_train + data.synthetic.num_heldout
     with show_progress("scripted videos", total, unit="videos") as advance:

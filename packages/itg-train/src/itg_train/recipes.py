@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from itg_data.synthetic import SyntheticConfig
+from itg_data.sampling import SamplingConfig
 from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
 
 from itg_train.config import DataConfig, OptimConfig, TrainConfig
@@ -40,7 +40,7 @@ def scripted_small() -> TrainConfig:
             vision_token_num=192,
             tokenizer_model_max_length=1024,
         ),
-        data=DataConfig(synthetic=SyntheticConfig()),
+        data=DataConfig(sampling=SamplingConfig(max_frames=192)),
         optim=OptimConfig(
             lr=2e-3, final_lr_ratio=0.05, weight_decay=0.01, beta2=0.98, max_grad_norm=1.0
         ),

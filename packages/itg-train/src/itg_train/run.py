@@ -29,7 +29,7 @@ def run(recipe: str, config: TrainConfig) -> str:
     try:
         run_dir = RunDir(config.run_dir)
         if processes.is_first:
-            run_dir.claim(recipe, config)
+            run_dir.claim(recipe, config, processes.world_size)
         engine.wait_for_all()
         prepared = prepare(config, processes)
         model = train(config, processes, prepared, run_dir)

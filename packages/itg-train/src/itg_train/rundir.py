@@ -1,6 +1,6 @@
 """The folder of a run: what was asked for, by which code, what happened, what came out.
 
-    config.json      the whole config, and the recipe it came from
+    config.json      the whole config, the recipe it came from, the number of processes
     provenance.json  code version, package versions, machine
     metrics.jsonl    one line per step
     state/           DeepSpeed's own files, to resume from
@@ -8,8 +8,9 @@
     heldout.json     quality on the held-out split
     selection.json   frames chosen from one held-out video; report.html and scores.png show it
 
-A folder belongs to one config. Started again with the same one, an unfinished run goes on; with
-another one it is refused, because its results would be of neither.
+A folder belongs to one config and one number of processes, which decides what a step learns from.
+Started again with the same ones, an unfinished run goes on; with others it is refused, because its
+results would be of neither.
 """
 
 import dataclasses
@@ -63,13 +64,18 @@ class RunDir:
         self.picture = root / "scores.png"
         self.report = root / "report.html"
 
-    def claim(self, recipe: str, config: TrainConfig) -> None:
+    def claim(self, recipe: str, config: TrainConfig, num_processes: int) -> None:
         """Makes the folder this run's own, or confirms that it is.
 
         Raises:
-            RunError: The folder holds another run, or something that is not a run.
+            RunError: The folder holds another run or something that is not a run, or cannot be
+                written to.
         """
-        described = {"recipe": recipe, "config": to_plain(config)}
+        described = {
+            "recipe": recipe,
+            "num_processes": num_processes,
+            "config": to_plain(config),
+        }
         if self.config.exists():
             found = _read_json(self.config)
             if found != described:
@@ -79,11 +85,16 @@ class RunDir:
                     "remove it or pass another --run-dir"
                 )
             return
-        if self.root.exists() and any(self.root.iterdir()):
-            raise RunError(f"{self.root} is not empty and not a run; pass another --run-dir")
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_json(self.root / "provenance.json", describe_origin())
-        write_json(self.config, described)
+        provenance = self.root / "provenance.json"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            # a run killed before it wrote its config leaves nothing but its provenance
+            if set(self.root.iterdir()) - {provenance}:
+                raise RunError(f"{self.root} is not empty and not a run; pass another --run-dir")
+            write_json(provenance, describe_origin())
+            write_json(self.config, described)
+        except OSError as error:
+            raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
 
     def cut_metrics(self, num_steps: int) -> None:
         """Drops lines of steps that a resumed run takes again, and a last line cut off."""

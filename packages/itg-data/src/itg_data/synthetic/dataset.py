@@ -6,8 +6,11 @@ write it.
 
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -80,17 +83,40 @@ def _write_videos(
 ) -> list[GroundingRecord]:
     (root / "videos").mkdir()
     sizes: dict[Split, int] = {"train": config.num_train, "heldout": config.num_heldout}
-    jobs = [(split, i) for split, size in sizes.items() for i in range(size)]
+    jobs: list[tuple[Split, int]] = [
+        (split, i) for split, size in sizes.items() for i in range(size)
+    ]
     records: list[GroundingRecord] = []
     # spawn: the caller may have threads and a GPU, neither of which survives a fork
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        made = pool.map(_write_video, *zip(*((root, config, *job) for job in jobs), strict=True))
-        for done, of_video in enumerate(made, start=1):
-            records += of_video
-            if progress:
-                progress(done, len(jobs))
+    with ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent) as pool:
+        try:
+            # the workers inherit the mask: Ctrl-C is for the caller, who then stops them
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                made = [pool.submit(_write_video, root, config, *job) for job in jobs]
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            for done, of_video in enumerate(made, start=1):
+                records += of_video.result()
+                if progress:
+                    progress(done, len(jobs))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return records
+
+
+def _end_with_parent() -> None:
+    """Ends a worker when its parent is gone, killed perhaps; by itself it would wait for ever."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_video(

@@ -95,7 +95,13 @@ def encode_mp4(path: Path, frames: Iterable[UInt8], fps: int) -> None:
         frames: [H, W, 3] uint8 RGB each, H and W even and constant.
         fps: Frames per second.
     """
-    options = {"crf": "24", "preset": "veryfast", "threads": "1"}
+    options = {
+        "crf": "24",
+        "preset": "veryfast",
+        # more threads, or the fast paths of one processor, now and then give other bytes
+        "threads": "1",
+        "x264-params": "cpu-independent=1",
+    }
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.pix_fmt = "yuv420p"

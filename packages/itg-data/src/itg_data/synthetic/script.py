@@ -17,7 +17,7 @@ import numpy as np
 
 from itg_data.records import TimeSpan
 
-GENERATOR_VERSION = "itg_data.synthetic/1"
+GENERATOR_VERSION = "itg_data.synthetic/2"
 """Part of every record and of the cache key; raised whenever the same seed gives other videos."""
 
 Split = Literal["train", "heldout"]
@@ -68,6 +68,8 @@ class SyntheticConfig:
                 f"synthetic.num_train and num_heldout must be >= 0, got {self.num_train} "
                 f"and {self.num_heldout}"
             )
+        if self.seed < 0:
+            raise ValueError(f"synthetic.seed must be >= 0, got {self.seed}")
         if not 0 <= self.difficulty <= 1:
             raise ValueError(f"synthetic.difficulty must be in 0..1, got {self.difficulty}")
         if self.duration_s < 12:
