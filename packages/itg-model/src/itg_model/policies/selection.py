@@ -13,6 +13,9 @@ import numpy.typing as npt
 from itg_model.policies.ranking import fill_up
 from itg_model.policies.registry import Array, Floats, Indices, Policy, check_budget, policy_info
 
+MOST = 1e100
+"""Greater scores are scaled down to it."""
+
 
 def select_frames(
     scores: npt.ArrayLike, k: int, policy: str = "top-k", parity: bool = False, **params: Any
@@ -87,13 +90,12 @@ def _choose_exactly(policy: Policy, row: Floats, k: int, values: dict[str, Any])
 
 
 def _bound(row: Floats) -> Floats:
-    """Brings scores above -inf into a range whose width is finite, keeping their order."""
+    """Brings scores above -inf into a range where differences and squares are finite, in order."""
     finite = row[np.isfinite(row)]
     if len(finite) == 0:
         return np.zeros_like(row)
-    with np.errstate(over="ignore"):
-        wide = not np.isfinite(finite.max() - finite.min())
-    if wide:
-        row, finite = row / 4, finite / 4
+    greatest = np.abs(finite).max()
+    if greatest > MOST:
+        row, finite = row / greatest * MOST, finite / greatest * MOST
     above = finite.max() + ((finite.max() - finite.min()) or 1.0)
     return np.minimum(row, above)
