@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from itg_model import cli
@@ -104,12 +105,50 @@ def test_an_unknown_option_exits_2(arguments, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_every_policy_can_be_named(arguments):
+def test_every_policy_can_be_named_that_needs_no_more_than_scores_and_times():
     from typing import get_args, get_type_hints
 
-    from itg_model.policies import policy_names
+    from itg_model.policies import policy_info, policy_names
 
-    assert set(get_args(get_type_hints(cli.Request)["policy"])) == set(policy_names())
+    named = set(get_args(get_type_hints(cli.Request)["policy"]))
+    assert named == {name for name in policy_names() if not policy_info(name).required}
+    assert set(policy_names()) - named == {"mdp3", "temporal-nms"}
+
+
+def test_parameters_of_the_policy_are_options(arguments, capsys):
+    options = ["--policy", "min-gap", "--policy-param", "min_gap_s=3", "--top-k", "3"]
+    assert main([*arguments, *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["policy"] == "min-gap(min_gap_s=3)"
+    times = [frame["time_s"] for frame in result["selected"]]
+    assert min(b - a for a, b in pairwise(times)) >= 3
+    options = ["--policy", "aks", "--policy-param", "t1=-0.5", "--policy-param", "depth=2"]
+    assert main([*arguments, *options]) == 0
+    assert json.loads(capsys.readouterr().out)["policy"] == "aks(depth=2, t1=-0.5)"
+
+
+@pytest.mark.parametrize(
+    ("policy", "params", "message"),
+    [
+        ("aks", ["depth"], "aks takes NAME=VALUE with NAME one of t1, t2, depth, ratio, each once"),
+        ("aks", ["power=2"], "each once, got 'power=2'"),
+        ("aks", ["depth=2", "depth=2"], "each once, got 'depth=2'"),
+        ("aks", ["depth=2.5"], "aks: depth must be a whole number in 0..64, got '2.5'"),
+        ("aks", ["t1="], "aks: t1 must be a number, got ''"),
+        ("aks", ["t1=nan"], "aks: t1 must be a number, got nan"),
+        ("min-gap", ["times_s=3"], "one of min_gap_s, each once, got 'times_s=3'"),
+        ("top-k", ["k=3"], "top-k takes none, got 'k=3'"),
+    ],
+)
+def test_a_senseless_parameter_of_the_policy_exits_2_with_one_line(
+    policy, params, message, arguments, capsys
+):
+    options = [word for param in params for word in ("--policy-param", param)]
+    assert main([*arguments, "--policy", policy, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("itg-select: --policy-param: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_an_interrupt_exits_130_without_a_traceback(arguments, capsys, monkeypatch):

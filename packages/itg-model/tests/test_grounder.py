@@ -7,10 +7,11 @@ from itg_data import VideoError
 from itg_data.records import FrameSelection, from_json, to_json
 from itg_data.sampling import SamplingConfig
 from itg_data.video import FrameBatch, VideoReader, open_video
-from itg_model import CheckpointError, FrameGrounder, FrameGroundingModel
+from itg_model import CheckpointError, FrameGrounder, FrameGroundingModel, select_frames
 from itg_model import grounder as grounder_module
 from itg_model.export import save_frames
 from itg_model.grounder import resolve_device, resolve_dtype
+from itg_model.policies import policy_info, policy_names
 from itg_model.processing import encode_question, preprocess_frames
 from PIL import Image
 
@@ -112,12 +113,37 @@ def test_another_sampling_than_the_encoded_videos_is_an_error(grounder, video):
         grounder.select(encoded, "where", sampling=SamplingConfig())
 
 
-@pytest.mark.parametrize("policy", ["top-k", "uniform"])
+@pytest.mark.parametrize(
+    "policy", [name for name in policy_names() if not policy_info(name).required]
+)
 @pytest.mark.parametrize("top_k", [1, 9, 10, 32])
 def test_a_selection_holds_exactly_as_many_frames_as_asked_for(policy, top_k, grounder, video):
     selection = grounder.select(video, "where is it", top_k, policy=policy)
     assert len({f.source_idx for f in selection.selected}) == min(top_k, 10)
     assert selection.policy == policy
+
+
+def test_the_policys_parameters_count_and_are_recorded(grounder, video):
+    params = {"min_gap_s": 4.0}
+    selection = grounder.select(video, "where", 3, policy="min-gap", policy_params=params)
+    assert selection.policy == "min-gap(min_gap_s=4)"
+    times = [frame.time_s for frame in selection.selected]
+    assert len(times) == 3
+    assert min(np.diff(times)) >= 2
+    wanted = select_frames(selection.scores, 3, "min-gap", min_gap_s=4.0, times_s=selection.times_s)
+    assert times == [selection.times_s[i] for i in wanted]
+
+
+def test_arrays_of_a_policy_belong_to_the_sampled_frames(grounder, video):
+    windows = [[i, i + 1] for i in range(10)]
+    selection = grounder.select(
+        video, "where", 3, policy="temporal-nms", policy_params={"windows": windows}
+    )
+    assert len(selection.selected) == 3
+    with pytest.raises(ValueError, match=r"windows must be \[T, 2\] with T = 10"):
+        grounder.select(
+            video, "where", 3, policy="temporal-nms", policy_params={"windows": windows[:5]}
+        )
 
 
 def test_missing_frames_are_listed_and_not_scored(grounder, video, monkeypatch):
@@ -158,6 +184,10 @@ def test_a_file_that_is_no_video_is_an_error_with_its_path(grounder, tmp_path):
     [
         ({"top_k": 0}, "k must be >= 1, got 0"),
         ({"policy": "best"}, "policy must be one of"),
+        ({"policy": "mdp3"}, "policy mdp3: embeddings is missing"),
+        ({"policy_params": {"depth": 3}}, "policy top-k: unknown parameter depth=3"),
+        ({"policy": "aks", "policy_params": {"depth": "3"}}, "depth must be a whole number"),
+        ({"policy": "dig", "policy_params": {"boundaries": [0, 9]}}, "boundaries count the frames"),
         ({"question": " "}, "question must not be blank"),
     ],
 )

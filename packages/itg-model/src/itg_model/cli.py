@@ -47,8 +47,15 @@ class Request:
     top_k: int = 32
     """Frames to choose; all sampled frames where there are fewer."""
 
-    policy: Literal["top-k", "uniform"] = "top-k"
+    policy: Literal[
+        "top-k", "uniform", "min-gap", "bin-max", "aks", "bolt", "wfs-sb", "dig", "q-frame"
+    ] = "top-k"
     """How frames are chosen by their scores."""
+
+    policy_param: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")
+    ] = ()
+    """A parameter of the policy, such as min_gap_s=5; may be given several times."""
 
     rate_hz: float = SAMPLING.rate_hz
     """Frames looked at per second of video."""
@@ -79,6 +86,31 @@ class Request:
 
     dtype: str = "auto"
     """auto, float32, float16 or bfloat16."""
+
+    def to_policy_params(self) -> dict[str, float]:
+        """Reads the policy's parameters.
+
+        Raises:
+            ValueError: One has no `=`, comes twice, is unknown to the policy, or is no number that
+                it allows.
+        """
+        from itg_model.policies.registry import Number, policy_info
+
+        takes = {p.name: p for p in policy_info(self.policy).parameters if isinstance(p, Number)}
+        params: dict[str, float] = {}
+        for text in self.policy_param:
+            name, equals, value = text.partition("=")
+            if not equals or name not in takes or name in params:
+                wants = f"NAME=VALUE with NAME one of {', '.join(takes)}, each once"
+                raise ValueError(
+                    f"--policy-param: {self.policy} takes {wants if takes else 'none'}, "
+                    f"got {text!r}"
+                )
+            try:
+                params[name] = takes[name].parse_text(value)
+            except ValueError as error:
+                raise ValueError(f"--policy-param: {self.policy}: {error}") from None
+        return params
 
     def to_sampling(self) -> SamplingConfig:
         """Gathers the options that say which frames are looked at."""
@@ -112,6 +144,7 @@ def _check(request: Request) -> None:
     request.to_sampling()
     if request.top_k < 1:
         raise ValueError(f"--top-k must be >= 1, got {request.top_k}")
+    request.to_policy_params()
     if not request.question.strip():
         raise ValueError("the question must not be blank")
     if any("\ud800" <= char <= "\udfff" for char in request.question):
@@ -209,6 +242,7 @@ def _select(request: Request, thumbnails: "Thumbnails | None" = None) -> FrameSe
             request.policy,
             progress,
             None if thumbnails is None else thumbnails.add,
+            request.to_policy_params(),
         )
 
 

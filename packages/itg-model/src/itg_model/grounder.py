@@ -8,11 +8,12 @@ or `select` as many questions as there are.
 import logging
 import os
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,13 @@ from transformers import PreTrainedTokenizerBase
 from itg_model.config import TowerConfig
 from itg_model.errors import CheckpointError
 from itg_model.model import DEFAULT_FRAME_CHUNK, FrameGroundingModel
-from itg_model.policies import order_by_score, select_frames
+from itg_model.policies import (
+    check_policy,
+    describe_policy,
+    order_by_score,
+    policy_info,
+    select_frames,
+)
 from itg_model.processing import encode_question, load_tokenizer, preprocess_frames
 
 logger = logging.getLogger(__name__)
@@ -142,6 +149,7 @@ class FrameGrounder:
         policy: str = "top-k",
         progress: Progress | None = None,
         on_frames: OnFrames | None = None,
+        policy_params: Mapping[str, Any] | None = None,
     ) -> FrameSelection:
         """Chooses the frames of a video that answer a question.
 
@@ -153,17 +161,27 @@ class FrameGrounder:
             policy: One of `itg_model.policies.policy_names()`.
             progress: Called as frames are encoded.
             on_frames: Called with the decoded frames, as `itg_data.timeline.Thumbnails.add` is.
+            policy_params: The policy's own parameters by name; see
+                `itg_model.policies.policy_info`. The frames' times are passed where a policy
+                takes them.
 
         Returns:
             Exactly `min(top_k, num_sampled)` distinct frames in time order, and all scores.
 
         Raises:
             VideoError: The file is no video that can be read; the message says why.
-            ValueError: `top_k` is below 1, `policy` is unknown, the question is blank, or
-                `on_frames` is given for a video that is encoded already.
+            ValueError: `top_k` is below 1, `policy` is unknown, one of its parameters is unknown,
+                missing or senseless, the question is blank, or `on_frames` is given for a video
+                that is encoded already.
         """
         # faults of the request first: a long video should not be decoded for nothing
-        select_frames(np.zeros(1), top_k, policy)
+        params = dict(policy_params or {})
+        check_policy(policy, top_k, params)
+        if "boundaries" in params:
+            raise ValueError(
+                f"policy {policy}: boundaries count the frames of the file, but here only sampled "
+                "ones are chosen; pass the scores to itg_model.policies.select_frames"
+            )
         encode_question(question, self.tokenizer)
         if not isinstance(video, EncodedVideo):
             video = self.encode(video, sampling, progress, on_frames)
@@ -176,14 +194,15 @@ class FrameGrounder:
             )
         scored = self.score(video, question)
         scores = np.array(scored.scores)
-        chosen = select_frames(scores, top_k, policy)
+        inputs = {"times_s": scored.time_s} if "times_s" in policy_info(policy).arrays else {}
+        chosen = select_frames(scores, top_k, policy, **(inputs | params))
         rank_of = {int(i): rank for rank, i in enumerate(chosen[order_by_score(scores[chosen])])}
         return FrameSelection(
             video=scored.video,
             question=question,
             model=self.name,
             sampling=scored.sampling,
-            policy=policy,
+            policy=describe_policy(policy, params),
             num_sampled=len(scores),
             selected=tuple(
                 SelectedFrame(
