@@ -18,7 +18,7 @@ def test_stdout_holds_the_selection_as_json_and_nothing_else(arguments, capsys):
     assert result["video"] == arguments[0]
     assert result["question"] == "where is it"
     assert result["model"] == arguments[3]
-    assert (result["policy"], result["sampling"]) == ("top-k", "train-1hz-max512")
+    assert (result["policy"], result["sampling"]) == ("top-k", "train-1hz-max64")
     assert result["num_sampled"] == len(result["scores"]) == len(result["times_s"]) == 10
     assert len(result["selected"]) == 3
     for frame in result["selected"]:
@@ -57,6 +57,7 @@ def test_chosen_frames_are_saved_as_pictures(arguments, capsys, tmp_path):
         ({0: "no-such.mp4"}, "no-such.mp4: no such file"),
         ({0: "/"}, "/: no such file"),
         ({1: " "}, "the question must not be blank"),
+        ({1: "where\udcff"}, "the question must be valid Unicode, got 'where\\udcff'"),
         ({3: "/no/such/checkpoint"}, "/no/such/checkpoint: not a directory"),
         ({3: "someone/grounder"}, "someone/grounder: no such directory"),
         ({5: "cuda:99"}, "device cuda:99 was asked for, but there are"),

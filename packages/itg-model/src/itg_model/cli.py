@@ -50,8 +50,9 @@ class Request:
     rate_hz: float = SAMPLING.rate_hz
     """Frames looked at per second of video."""
 
-    max_frames: int = SAMPLING.max_frames
-    """Frames looked at in all; longer videos are thinned evenly."""
+    max_frames: int | None = None
+    """Frames looked at in all; longer videos are thinned evenly. None takes 512, or fewer where
+    the model takes fewer."""
 
     sampling_rule: SamplingRule = SAMPLING.rule
     """How long videos are thinned: as the reference trains, or as its benchmark runs."""
@@ -71,11 +72,11 @@ class Request:
     dtype: str = "auto"
     """auto, float32, float16 or bfloat16."""
 
-    def to_sampling(self) -> SamplingConfig:
-        """Gathers the options that say which frames are looked at."""
-        return SamplingConfig(
-            rate_hz=self.rate_hz, max_frames=self.max_frames, rule=self.sampling_rule
-        )
+    def to_sampling(self, max_frames: int = SAMPLING.max_frames) -> SamplingConfig:
+        """Gathers the options that say which frames are looked at; `max_frames` is the default."""
+        if self.max_frames is not None:
+            max_frames = self.max_frames
+        return SamplingConfig(rate_hz=self.rate_hz, max_frames=max_frames, rule=self.sampling_rule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,6 +106,8 @@ def _check(request: Request) -> None:
         raise ValueError(f"--top-k must be >= 1, got {request.top_k}")
     if not request.question.strip():
         raise ValueError("the question must not be blank")
+    if any("\ud800" <= character <= "\udfff" for character in request.question):
+        raise ValueError(f"the question must be valid Unicode, got {request.question!r}")
     if not request.video.is_file():
         raise ValueError(f"{request.video}: no such file")
     if request.save_frames is not None and request.save_frames.is_file():
@@ -161,7 +164,7 @@ def _select(request: Request) -> FrameSelection:
             request.video,
             request.question,
             request.top_k,
-            request.to_sampling(),
+            request.to_sampling(grounder.max_frames),
             request.policy,
             progress,
         )
