@@ -19,7 +19,7 @@ def test_stdout_holds_the_selection_as_json_and_nothing_else(arguments, capsys):
     assert result["video"] == arguments[0]
     assert result["question"] == "where is it"
     assert result["model"] == arguments[3]
-    assert (result["policy"], result["sampling"]) == ("top-k", "train-1hz-max512")
+    assert (result["policy"], result["sampling"]) == ("top-k", "train-1hz-max64")
     assert result["num_sampled"] == len(result["scores"]) == len(result["times_s"]) == 10
     assert len(result["selected"]) == 3
     for frame in result["selected"]:

@@ -53,7 +53,7 @@ def test_a_selection_holds_the_best_frames_in_time_order(grounder, video):
     assert [f.rank for f in by_rank] == [0, 1, 2, 3, 4]
     assert [f.score for f in by_rank] == sorted(selection.scores, reverse=True)[:5]
     assert (selection.model, selection.policy) == ("tiny", "top-k")
-    assert selection.sampling == "train-1hz-max512"
+    assert selection.sampling == "train-1hz-max64"
     assert from_json(FrameSelection, {**to_json(selection), **lists(selection)}) == selection
 
 
@@ -168,8 +168,14 @@ def test_more_frames_than_the_model_takes_are_an_error(grounder, video, tiny_con
     config = dataclasses.replace(tiny_config, vision_token_num=9)
     small = FrameGrounder(FrameGroundingModel(config), grounder.tokenizer, "small")
     with pytest.raises(CheckpointError, match="takes 9 frames at most, but sampling gives 10"):
-        small.select(video, "where is it")
-    assert small.select(video, "where", sampling=SamplingConfig(max_frames=9)).num_sampled == 9
+        small.select(video, "where is it", sampling=SamplingConfig())
+
+
+def test_by_default_no_more_frames_are_looked_at_than_the_model_takes(grounder, video, tiny_config):
+    config = dataclasses.replace(tiny_config, vision_token_num=9)
+    small = FrameGrounder(FrameGroundingModel(config), grounder.tokenizer, "small")
+    selection = small.select(video, "where is it")
+    assert (selection.num_sampled, selection.sampling) == (9, "train-1hz-max9")
 
 
 def test_a_file_that_is_no_video_is_an_error_with_its_path(grounder, tmp_path):

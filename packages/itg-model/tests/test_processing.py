@@ -107,6 +107,11 @@ def test_a_tokenizer_that_wants_to_run_its_own_code_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_a_question_with_half_a_character_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="must be valid Unicode"):
+        encode_question("where\udcff", tokenizer)
+
+
 def test_a_directory_without_a_tokenizer_is_named(parity_dir):
     with pytest.raises(CheckpointError, match="no tokenizer could be loaded"):
         load_tokenizer(parity_dir)

@@ -60,8 +60,9 @@ class Request:
     rate_hz: float = SAMPLING.rate_hz
     """Frames looked at per second of video."""
 
-    max_frames: int = SAMPLING.max_frames
-    """Frames looked at in all; longer videos are thinned evenly."""
+    max_frames: int | None = None
+    """Frames looked at in all; longer videos are thinned evenly. None takes 512, or fewer where
+    the model takes fewer."""
 
     sampling_rule: SamplingRule = SAMPLING.rule
     """How long videos are thinned: as the reference trains, or as its benchmark runs."""
@@ -112,11 +113,11 @@ class Request:
                 raise ValueError(f"--policy-param: {self.policy}: {error}") from None
         return params
 
-    def to_sampling(self) -> SamplingConfig:
-        """Gathers the options that say which frames are looked at."""
-        return SamplingConfig(
-            rate_hz=self.rate_hz, max_frames=self.max_frames, rule=self.sampling_rule
-        )
+    def to_sampling(self, max_frames: int = SAMPLING.max_frames) -> SamplingConfig:
+        """Gathers the options that say which frames are looked at; `max_frames` is the default."""
+        if self.max_frames is not None:
+            max_frames = self.max_frames
+        return SamplingConfig(rate_hz=self.rate_hz, max_frames=max_frames, rule=self.sampling_rule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -238,7 +239,7 @@ def _select(request: Request, thumbnails: "Thumbnails | None" = None) -> FrameSe
             request.video,
             request.question,
             request.top_k,
-            request.to_sampling(),
+            request.to_sampling(grounder.max_frames),
             request.policy,
             progress,
             None if thumbnails is None else thumbnails.add,

@@ -140,6 +140,11 @@ class FrameGrounder:
         )
         return cls(model, tokenizer, str(path_or_hub_id), frame_chunk)
 
+    @property
+    def max_frames(self) -> int:
+        """Frames looked at in a video unless the caller says otherwise: 512, or all it takes."""
+        return min(SamplingConfig().max_frames, self.model.config.vision_token_num)
+
     def select(
         self,
         video: str | os.PathLike[str] | EncodedVideo,
@@ -157,7 +162,7 @@ class FrameGrounder:
             video: A file, or a video from `encode`.
             question: Any text that is not blank.
             top_k: Frames to choose; all sampled frames where there are fewer.
-            sampling: Which frames are looked at; 1 per second and 512 at most by default.
+            sampling: Which frames are looked at; by default 1 per second and `max_frames` at most.
             policy: One of `itg_model.policies.policy_names()`.
             progress: Called as frames are encoded.
             on_frames: Called with the decoded frames, as `itg_data.timeline.Thumbnails.add` is.
@@ -235,7 +240,7 @@ class FrameGrounder:
             VideoError: The file is no video that can be read, or gives none of the frames.
             CheckpointError: The model takes fewer frames than were sampled.
         """
-        sampling = sampling or SamplingConfig()
+        sampling = sampling or SamplingConfig(max_frames=self.max_frames)
         with open_video(video) as reader:
             wanted = sample_source_indices(reader.num_frames, reader.fps, sampling)
             most = self.model.config.vision_token_num

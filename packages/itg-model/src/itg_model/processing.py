@@ -92,10 +92,13 @@ def encode_question(
         [L] int64, `VIDEO_TOKEN_ID` first.
 
     Raises:
-        ValueError: The question is blank.
+        ValueError: The question is blank or not valid Unicode.
     """
     if not question.strip():
         raise ValueError(f"question must not be blank, got {question!r}")
+    # a shell's stray byte arrives as half a character, which no tokenizer takes
+    if any("\ud800" <= character <= "\udfff" for character in question):
+        raise ValueError(f"question must be valid Unicode, got {question!r}")
     ids = tokenizer.encode(question + "\n", add_special_tokens=True)
     if drop_pad_tokens:
         ids = [i for i in ids if i != tokenizer.pad_token_id]
