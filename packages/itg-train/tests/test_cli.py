@@ -84,3 +84,10 @@ def test_a_gpu_asked_for_where_there_is_none_is_refused_in_one_line(tmp_path, ca
 def test_optimizer_settings_out_of_range_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field}.*{value}"):
         OptimConfig(**({"lr": 1e-3} | {field: value}))
+
+
+def test_a_run_that_finds_no_data_leaves_its_folder_to_the_corrected_command(tmp_path, capsys):
+    flags = ["--run-dir", str(tmp_path / "run"), "--data.root", str(tmp_path / "typo")]
+    assert main([*flags, "--engine.device", "cpu"]) == 2
+    assert "typo" in capsys.readouterr().err
+    assert list((tmp_path / "run").iterdir()) == []

@@ -140,10 +140,10 @@ class Engine:
         self._engine.step()
         return loss.detach()
 
-    def grad_norm(self) -> float:
-        """Norm of the last step's gradients before clipping; NaN where DeepSpeed has not said."""
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradients before clipping; None where DeepSpeed has not said."""
         norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return None if norm is None else float(norm)
 
     def save_state(self, directory: Path, step: int) -> None:
         """Saves weights and optimizer after `step` steps, and drops states of long ago.

@@ -29,9 +29,12 @@ def run(recipe: str, config: TrainConfig) -> str:
     try:
         run_dir = RunDir(config.run_dir)
         if processes.is_first:
-            run_dir.claim(recipe, config, processes.world_size)
+            run_dir.check(recipe, config, processes.world_size)
         engine.wait_for_all()
         prepared = prepare(config, processes)
+        # only now: a run that finds no data should not bar the folder to the corrected command
+        if processes.is_first:
+            run_dir.claim(recipe, config, processes.world_size)
         model = train(config, processes, prepared, run_dir)
         text = show_results(config, model, prepared, run_dir) if processes.is_first else ""
         engine.wait_for_all()

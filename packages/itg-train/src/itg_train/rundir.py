@@ -56,6 +56,7 @@ class RunDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.config = root / "config.json"
+        self.provenance = root / "provenance.json"
         self.metrics = root / "metrics.jsonl"
         self.state = root / "state"
         self.checkpoint = root / "checkpoint"
@@ -64,20 +65,15 @@ class RunDir:
         self.picture = root / "scores.png"
         self.report = root / "report.html"
 
-    def claim(self, recipe: str, config: TrainConfig, num_processes: int) -> None:
-        """Makes the folder this run's own, or confirms that it is.
+    def check(self, recipe: str, config: TrainConfig, num_processes: int) -> None:
+        """Makes the folder if need be, and confirms that this run may have it.
 
         Raises:
             RunError: The folder holds another run or something that is not a run, or cannot be
-                written to.
+                made.
         """
-        described = {
-            "recipe": recipe,
-            "num_processes": num_processes,
-            "config": to_plain(config),
-        }
         if self.config.exists():
-            found = _read_json(self.config)
+            found, described = _read_json(self.config), _describe(recipe, config, num_processes)
             if found != described:
                 changed = _first_difference(found, described)
                 raise RunError(
@@ -85,14 +81,26 @@ class RunDir:
                     "remove it or pass another --run-dir"
                 )
             return
-        provenance = self.root / "provenance.json"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             # a run killed before it wrote its config leaves nothing but its provenance
-            if set(self.root.iterdir()) - {provenance}:
+            if set(self.root.iterdir()) - {self.provenance}:
                 raise RunError(f"{self.root} is not empty and not a run; pass another --run-dir")
-            write_json(provenance, describe_origin())
-            write_json(self.config, described)
+        except OSError as error:
+            raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
+
+    def claim(self, recipe: str, config: TrainConfig, num_processes: int) -> None:
+        """Makes the folder this run's own, unless it is already.
+
+        Raises:
+            RunError: As `check`, or the folder cannot be written to.
+        """
+        self.check(recipe, config, num_processes)
+        if self.config.exists():
+            return
+        try:
+            write_json(self.provenance, describe_origin())
+            write_json(self.config, _describe(recipe, config, num_processes))
         except OSError as error:
             raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
 
@@ -113,6 +121,10 @@ class RunDir:
 def write_json(path: Path, data: Any) -> None:
     """Writes indented JSON, whole or not at all."""
     write_atomic(path, json.dumps(data, indent=2) + "\n")
+
+
+def _describe(recipe: str, config: TrainConfig, num_processes: int) -> dict[str, Any]:
+    return {"recipe": recipe, "num_processes": num_processes, "config": to_plain(config)}
 
 
 def to_plain(value: Any) -> Any:
