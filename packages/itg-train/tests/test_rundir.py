@@ -24,7 +24,7 @@ def test_the_same_run_may_go_on_and_another_may_not(config):
     RunDir(config.run_dir).claim("scripted-small", config, 1)
     RunDir(config.run_dir).claim("scripted-small", config, 1)
     changed = dataclasses.replace(config, num_steps=7)
-    with pytest.raises(RunError, match=r"num_steps is 600, not 7.*--run-dir"):
+    with pytest.raises(RunError, match=r"num_steps is 500, not 7.*--run-dir"):
         RunDir(config.run_dir).claim("scripted-small", changed, 1)
     with pytest.raises(RunError, match=r"num_processes is 1, not 2.*--run-dir"):
         RunDir(config.run_dir).claim("scripted-small", config, 2)

@@ -44,7 +44,7 @@ def scripted_small() -> TrainConfig:
         optim=OptimConfig(
             lr=2e-3, final_lr_ratio=0.05, weight_decay=0.01, beta2=0.98, max_grad_norm=1.0
         ),
-        num_steps=600,
+        num_steps=500,
         videos_per_step=2,
         train_tower=True,
         frame_chunk=64,
