@@ -119,6 +119,15 @@ def test_a_frame_without_a_score_comes_after_all_others(policy):
     assert np.count_nonzero(select_frames(scores, 41, policy, **inputs) % 3 == 0) == 1
 
 
+@pytest.mark.parametrize("policy", ["top-k", "min-gap", "bin-max", "aks", "bolt", "wfs-sb"])
+def test_an_infinite_score_is_better_than_any_other(policy):
+    for others in (np.full(9, 0.5), np.arange(9.0), np.full(9, -np.inf)):
+        scores = np.concatenate([others, [np.inf]])
+        assert 9 in select_frames(scores, 2, policy)
+        if policy != "bolt":  # whose one frame is the middle of the mass
+            assert select_frames(scores, 1, policy).tolist() == [9]
+
+
 @pytest.mark.parametrize("policy", BLIND)
 def test_policies_that_do_not_look_at_scores_say_so(policy):
     inputs = inputs_of(policy, 60)
@@ -199,6 +208,7 @@ def test_a_senseless_request_is_an_error_that_names_it(scores, k, policy, messag
         ("aks", {"t1": "high"}, "t1 must be a number, got 'high'"),
         ("aks", {"t1": "0.5"}, "t1 must be a number, got '0.5'"),
         ("aks", {"t2": float("nan")}, "t2 must be a number, got nan"),
+        ("aks", {"t2": float("-inf")}, "t2 must be a number, got -inf"),
         ("aks", {"t2": None}, "t2 must be a number, got None"),
         ("bolt", {"power": -0.5}, "power must be a number >= 0, or -1, got -0.5"),
         ("wfs-sb", {"mmr_lambda": 1.5}, r"mmr_lambda must be a number in 0\.\.1, got 1.5"),

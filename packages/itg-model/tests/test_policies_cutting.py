@@ -42,7 +42,7 @@ def aks_by_definition(scores, k, t1=0.8, t2=-100.0, depth=5, ratio=1):
 
 @pytest.mark.parametrize(
     "params",
-    [{}, {"t1": 0.2, "depth": 3}, {"t1": 0.3, "t2": 0.2, "depth": 4}, {"t1": 0.1, "ratio": 3}],
+    [{}, {"t1": 0.2, "depth": 3}, {"t1": 0.2, "t2": 0.28, "depth": 4}, {"t1": 0.1, "ratio": 3}],
     ids=str,
 )
 def test_aks_in_parity_is_its_definition(params):
@@ -79,6 +79,13 @@ def test_aks_by_default_gives_what_rounding_took_to_the_parts_whose_next_frame_i
     params = {"t1": 5.0, "depth": 1}
     assert select_frames(scores, 3, "aks", parity=True, **params).tolist() == [0, 4]
     assert select_frames(scores, 3, "aks", **params).tolist() == [0, 4, 5]
+    # k = 5 of four parts: one each is sure; of all second bests, 1 is the best
+    parts = [0.9, 0.8, 0.7, 0.1, 0.0, 0.0, 0.5, 0.4, 0.0, 0.3, 0.2, 0.0]
+    params = {"t1": 5.0, "depth": 2}
+    assert select_frames(parts, 5, "aks", **params).tolist() == [0, 1, 3, 6, 9]
+    # k = 6: not 2 as well, though it is better than 7, for its part has had one more
+    assert select_frames(parts, 6, "aks", **params).tolist() == [0, 1, 3, 6, 7, 9]
+    params = {"t1": 5.0, "depth": 1}
     # k = 1: a half frame each
     assert select_frames(scores, 1, "aks", **params).tolist() == [0]
 
@@ -120,6 +127,8 @@ def test_bolt_by_hand():
     # masses 0 .25 .5 1 .25, sum 2; cumulated 0 .125 .375 .875 1; quantiles 1/4 1/2 3/4
     scores = [1.0, 2.0, 3.0, 5.0, 2.0]
     assert select_frames(scores, 4, "bolt", parity=True).tolist() == [2, 3, 3, 3]
+    # a quantile that a sum meets exactly falls to its frame
+    assert select_frames([0.0, 1.0, 1.0], 2, "bolt", parity=True).tolist() == [1, 1]
     # quantiles 1/8 3/8 5/8 7/8, of which 7/8 is reached by frame 3: 1 2 3 3, and the best left is 4
     assert select_frames(scores, 4, "bolt").tolist() == [1, 2, 3, 4]
 

@@ -91,6 +91,13 @@ def test_mdp3_takes_one_of_two_equal_frames_as_long_as_there_are_others():
     assert len(select_frames(np.zeros(6), 5, "mdp3", **params)) == 5
 
 
+def test_mdp3_keeps_the_way_found_first_of_two_worth_the_same():
+    embeddings = np.tile([0.6, 0.8], (8, 1))
+    params = {"embeddings": embeddings, "query_embedding": embeddings[0], "segment": 4}
+    for parity in (False, True):
+        assert select_frames(np.zeros(8), 1, "mdp3", parity, **params).tolist() == [4]
+
+
 def test_mdp3_of_the_authors_loses_states_among_equal_frames():
     embeddings = np.tile(np.float32([1.0, 0.0]), (8, 1))
     params = {"embeddings": embeddings, "query_embedding": embeddings[0]}

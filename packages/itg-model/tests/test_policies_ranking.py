@@ -92,6 +92,14 @@ def test_min_gap_counts_in_seconds_where_times_are_given():
     assert select_frames(scores, 2, "min-gap", times_s=[0, 0.5, 1, 2]).tolist() == [0, 3]
 
 
+def test_min_gap_by_default_halves_the_gap_and_no_more():
+    params = {"min_gap_s": 4.0, "times_s": [0.0, 1.5, 2.5]}
+    assert select_frames([0.9, 0.8, 0.7], 2, "min-gap", **params).tolist() == [0, 2]
+    # frames of other times come before the second of two of the same time
+    params = {"min_gap_s": 1.5, "times_s": [0, 0, 1, 5]}
+    assert select_frames([0.9, 0.8, 0.1, 0.0], 3, "min-gap", **params).tolist() == [0, 2, 3]
+
+
 def test_min_gap_has_room_for_frames_of_the_same_time():
     assert select_frames([1, 2, 3, 4], 3, "min-gap", times_s=[5, 5, 5, 5]).tolist() == [1, 2, 3]
 

@@ -60,6 +60,12 @@ def test_the_details_keep_the_precision_of_the_signal():
     assert single == pytest.approx(coarsest_details(signal, 3), abs=1e-5)
 
 
+def test_the_last_bits_are_those_of_pywavelets():
+    # equal scores have no details but rounding; PyWavelets 1.9 and scipy 1.17 see peaks there
+    scores = np.full(7, 0.3, dtype=np.float32)
+    assert select_frames(scores, 4, "wfs-sb", parity=True).tolist() == [0, 3, 4, 6]
+
+
 def test_the_details_of_a_cubic_curve_vanish_away_from_the_ends():
     time = np.linspace(-1, 1, 200)
     details = coarsest_details(time**3 - time + 0.5, 2)
@@ -205,7 +211,7 @@ def hills(num_frames):
 @pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("lam", [0.5, 0.8])
 def test_wfs_sb_is_its_definition(parity, lam):
-    for num_frames in (3, 9, 40, 100, 150):
+    for num_frames in (3, 9, 40, 60, 100, 120):
         for k in (1, 4, 8, 16):
             scores = hills(num_frames)
             wanted = wfs_by_definition(scores, k, lam)

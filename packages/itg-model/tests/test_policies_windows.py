@@ -60,6 +60,20 @@ def test_dig_by_hand():
     assert select_frames(rewards, 3, "dig", parity=True, **params).tolist() == [0, 10, 20]
 
 
+def test_dig_takes_what_is_above_half_the_maximum_where_that_is_less():
+    # means: 10 of 24, then 4 left with 79.., 27, 26, 25 and nothing more falls to 0
+    rewards = np.concatenate([np.zeros(5), [100, 45, 44, 43], np.ones(20), np.zeros(5)])
+    params = {"boundaries": np.arange(35), "window": 0}
+    assert set(select_frames(rewards, 4, "dig", parity=True, **params)) == {5}
+    rewards[6] = 51
+    assert set(select_frames(rewards, 4, "dig", parity=True, **params)) == {5, 6}
+
+
+def test_dig_takes_a_moment_without_a_score_for_the_worst():
+    rewards = [-5.0, -5.0, -5.0, -1.0, -5.0, np.nan, -5.0, -np.inf]
+    assert select_frames(rewards, 1, "dig", window=0).tolist() == [3]
+
+
 def test_dig_of_the_authors_cuts_off_the_end_of_the_video():
     params = {"boundaries": [0, 10, 20, 30], "window": 2}
     assert select_frames([0, 0, 1], 5, "dig", parity=True, **params).max() == 20
@@ -123,6 +137,9 @@ def test_temporal_nms_by_hand():
     assert select_frames(scores, 4, "temporal-nms", parity=True, **params).tolist() == [1, 0, 3]
     assert select_frames(scores, 3, "temporal-nms", **params).tolist() == [0, 1, 3]
     assert select_frames(scores, 4, "temporal-nms", **params).tolist() == [0, 1, 2, 3]
+    # moments without length do not overlap even themselves
+    moments = {"windows": [[3, 3], [3, 3], [4, 4]], "iou": 0.0}
+    assert len(select_frames([1, 2, 3], 3, "temporal-nms", parity=True, **moments)) == 3
     # exactly at the threshold stays
     params["iou"] = 1 / 3
     assert 0 in select_frames(scores, 4, "temporal-nms", parity=True, **params)

@@ -180,7 +180,7 @@ class FrameGrounder:
                 that is encoded already.
         """
         # faults of the request first: a long video should not be decoded for nothing
-        params = dict(policy_params or {})
+        params: dict[str, Any] = dict(policy_params or {})
         check_policy(policy, top_k, params)
         if "boundaries" in params:
             raise ValueError(
@@ -199,8 +199,9 @@ class FrameGrounder:
             )
         scored = self.score(video, question)
         scores = np.array(scored.scores)
-        inputs = {"times_s": scored.time_s} if "times_s" in policy_info(policy).arrays else {}
-        chosen = select_frames(scores, top_k, policy, **(inputs | params))
+        if "times_s" in policy_info(policy).arrays:
+            params.setdefault("times_s", scored.time_s)
+        chosen = select_frames(scores, top_k, policy, **params)
         rank_of = {int(i): rank for rank, i in enumerate(chosen[order_by_score(scores[chosen])])}
         return FrameSelection(
             video=scored.video,

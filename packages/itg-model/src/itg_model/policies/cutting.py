@@ -131,4 +131,4 @@ def _bolt(scores: Floats, k: int, *, parity: bool, power: float) -> Indices:
     if parity:
         return np.searchsorted(cumulated, np.linspace(1 / k, 1 - 1 / k, k))
     picks = np.searchsorted(cumulated, (np.arange(k) + 0.5) / k)
-    return fill_up(np.minimum(picks, len(scores) - 1), scores, k)
+    return fill_up(picks, scores, k)

@@ -173,9 +173,8 @@ class _Likeness:
 def find_boundaries(scores: Floats) -> Indices:
     """Finds where the scores change: peaks in the coarsest details of their transform."""
     num_frames = len(scores)
-    # a level more would have the filter reach round the whole signal
-    most = max(1, math.floor(math.log2(max(1.0, num_frames / (TAPS - 1)))))
-    level = min(max(1, math.floor(math.log2(num_frames) - 3)), most)
+    # never more than PyWavelets recommends, floor(log2(T / 7)), which the authors clip it to
+    level = max(1, math.floor(math.log2(num_frames)) - 3)
     change = np.abs(coarsest_details(scores, level))
     return find_peaks(
         change,

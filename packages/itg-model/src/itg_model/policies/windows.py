@@ -134,7 +134,8 @@ def _temporal_nms(scores: Floats, k: int, *, parity: bool, windows: Floats, iou:
         best, alive = alive[0], alive[1:]
         common = np.minimum(ends[best], ends[alive]) - np.maximum(starts[best], starts[alive])
         hull = np.maximum(ends[best], ends[alive]) - np.minimum(starts[best], starts[alive])
-        overlap = np.maximum(common, 0) / np.where(hull == 0, 1, hull)
+        # below 0 where the windows are apart; two equal moments do not overlap, as the authors say
+        overlap = common / np.where(hull == 0, 1, hull)
         alive = alive[overlap <= iou]
         kept.append(int(best))
     picks = np.array(kept, dtype=np.int64)
