@@ -219,7 +219,11 @@ def test_a_gap_is_compared_in_float64(target):
     ("arguments", "message"),
     [
         ({"k": 0}, "k must be >= 1, got 0"),
-        ({"scores": torch.zeros(4, dtype=torch.float64)}, "scores must be .* got float64"),
+        ({"scores": torch.zeros(4, dtype=torch.int64)}, "scores must be .* got int64"),
+        (
+            {"scores": torch.zeros(4, dtype=torch.float64), "min_gap": 1.0},
+            "scores must be .* got float64",
+        ),
         ({"lengths": torch.zeros(3)}, "lengths must hold B=1 values"),
         ({"valid": torch.zeros(4)}, "valid must be bool"),
         ({"min_gap": -1.0}, "min_gap must be >= 0, got -1.0"),
@@ -232,3 +236,19 @@ def test_a_gap_is_compared_in_float64(target):
 def test_bad_arguments_are_named_with_their_values(arguments, message):
     with pytest.raises(ValueError, match=message):
         topk_chronological(**({"scores": torch.zeros(4), "k": 2} | arguments))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float64_scores_are_chosen_by_all_of_their_bits(kind):
+    scores = rows_of(kind, 3, 50).double()
+    scores += torch.arange(50).double() * 1e-12  # rounded away in float32
+    for k in (1, 7, 50):
+        indices, counts = topk_chronological(scores, k)
+        assert counts.tolist() == [k] * 3
+        for row, picks in zip(scores.tolist(), indices.tolist(), strict=True):
+            assert picks == sort_truth(row, k)
+
+
+def test_float64_scores_are_not_for_the_kernel():
+    with pytest.raises(ValueError, match="triton"):
+        topk_chronological(torch.zeros(4, dtype=torch.float64), 2, backend="triton")

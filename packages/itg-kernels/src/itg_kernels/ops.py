@@ -200,7 +200,7 @@ def topk_chronological(
     NaN is left. Without `min_gap`, exactly min(k, valid frames) frames are chosen.
 
     Args:
-        scores: [B, T] or [T], float32, float16 or bfloat16.
+        scores: [B, T] or [T], float32, float16 or bfloat16; float64 without `min_gap`, on torch.
         k: At least 1; may exceed T.
         valid: [B, T] or [T] bool; False marks frames that must not be chosen.
         lengths: [B] (or a scalar for 1-D scores); frames from there on must not be chosen. At most
@@ -218,8 +218,13 @@ def topk_chronological(
         ValueError: if an argument is out of range or shapes do not fit together.
     """
     _check_topk_inputs(scores, k, valid, lengths, min_gap, times_s)
-    fits = min_gap is None or scores.shape[-1] <= _MAX_SPACED_T
-    resolved = _resolve_for(backend, scores, fits, f"min_gap on more than {_MAX_SPACED_T} frames")
+    fits, what = scores.dtype != torch.float64, "float64"
+    if min_gap is not None:
+        fits, what = (
+            scores.shape[-1] <= _MAX_SPACED_T,
+            f"min_gap on more than {_MAX_SPACED_T} frames",
+        )
+    resolved = _resolve_for(backend, scores, fits, what)
     choose = _topk_triton if resolved == "triton" else _topk_torch
     rows = (scores if scores.dim() == 2 else scores[None]).detach()
     valid = None if valid is None else valid.reshape(rows.shape)
@@ -367,10 +372,11 @@ def _check_topk_inputs(
     times_s: Tensor | None,
 ) -> None:
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    if min_gap is None:
+        dtypes = (*dtypes, torch.float64)
     if scores.dim() not in (1, 2) or scores.dtype not in dtypes:
-        raise ValueError(
-            f"scores must be [T] or [B, T] in 16 or 32 bit floats, got {_describe(scores)}"
-        )
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"scores must be [T] or [B, T] in {names}, got {_describe(scores)}")
     if k < 1:
         raise ValueError(f"k must be >= 1, got {k}")
     if valid is not None and lengths is not None:

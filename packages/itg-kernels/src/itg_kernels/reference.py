@@ -13,12 +13,6 @@ rewriting never writes a normalised copy of the hidden states.
 import torch
 from torch import Tensor
 
-INVALID_KEY = -(2**31)
-"""Sort key of a padded entry: below every score."""
-
-NAN_KEY = INVALID_KEY + 1
-"""Sort key of a NaN score: below minus infinity, above padding."""
-
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 stays float64; everything narrower is accumulated in float32."""
@@ -111,12 +105,18 @@ def frame_bce_loss(
 
 
 def sort_keys(scores: Tensor, valid: Tensor) -> Tensor:
-    """int32 keys in the order of selection: padding < NaN < -inf < ... < -0 = +0 < ... < +inf."""
-    scores = scores.float()
-    bits = torch.where(scores == 0, 0.0, scores).view(torch.int32)
-    keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    keys = torch.where(scores.isnan(), NAN_KEY, keys)
-    return torch.where(valid, keys, INVALID_KEY)
+    """Keys in the order of selection: padding < NaN < -inf < ... < -0 = +0 < ... < +inf.
+
+    int32; int64 for float64 scores.
+    """
+    if scores.dtype != torch.float64:
+        scores = scores.float()
+    key_type = torch.int64 if scores.dtype == torch.float64 else torch.int32
+    range_of = torch.iinfo(key_type)
+    bits = torch.where(scores == 0, 0.0, scores).view(key_type)
+    keys = torch.where(bits < 0, bits ^ range_of.max, bits)
+    keys = torch.where(scores.isnan(), range_of.min + 1, keys)
+    return torch.where(valid, keys, range_of.min)
 
 
 def topk_chronological(scores: Tensor, k: int, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,8 @@
 `select_frames` is the call; `policy_info` says what a policy takes and where it was published. A
 policy lives in the chapter named after what it rests on: `ranking`, `cutting`, `wavelets`,
 `windows`, `drawing`, `diversity`. Everything is numpy on one row of scores, at most milliseconds
-for some thousand frames but where a chapter says otherwise; torch is imported only to follow two
-authors bit by bit.
+for some thousand frames but where a chapter says otherwise; torch is imported for top-k, which is
+itg-kernels' own, and to follow two authors bit by bit.
 """
 
 from itg_model.policies import cutting, diversity, drawing, ranking, wavelets, windows

@@ -55,11 +55,16 @@ def _top_k(scores: Floats, k: int, *, parity: bool) -> Indices:
     Its sort takes NaN for the greatest value, so that a frame whose score failed comes first; and
     it has no rule for ties. Here, in parity too, they go to the earlier frame.
     """
-    order = order_by_score(scores)
     if parity:
+        order = order_by_score(scores)
         failed = np.isnan(scores[order])
-        order = np.concatenate([order[failed], order[~failed]])
-    return np.sort(order[:k])
+        return np.sort(np.concatenate([order[failed], order[~failed]])[:k])
+    # here, for the other policies do without torch
+    import torch
+    from itg_kernels import topk_chronological
+
+    indices, _ = topk_chronological(torch.from_numpy(np.ascontiguousarray(scores)), k)
+    return indices.numpy()
 
 
 @register(
