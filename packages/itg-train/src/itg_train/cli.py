@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "itg-train: interrupted; the same command goes on from the last state, if one was saved",
+            "itg-train: interrupted; the same command goes on from its last saved state, if any",
             file=sys.stderr,
         )
         return 130
