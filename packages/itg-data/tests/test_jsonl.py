@@ -1,10 +1,8 @@
 import os
-import stat
 
 import pytest
-from itg_data import jsonl
 from itg_data.errors import RecordError
-from itg_data.jsonl import read_jsonl, write_atomic, write_jsonl
+from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_data.records import GroundingRecord, Provenance, TimeSpan
 
 GOOD = '{"schema_version": 1, "start_s": 0.5, "end_s": 2}'
@@ -117,64 +115,3 @@ def test_a_failure_while_records_are_drawn_keeps_the_old_file(tmp_path):
         write_jsonl(path, records())
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["records.jsonl"]  # noqa: PTH208
-
-
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_failing_disk_leaves_the_old_file_and_no_litter(failing, tmp_path, monkeypatch):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    if failing == "fsync":
-        monkeypatch.setattr(jsonl.os, "fsync", fail)
-    else:
-        monkeypatch.setattr(jsonl.Path, "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
-
-
-def test_the_new_file_is_on_disk_before_it_takes_the_old_one_s_place(tmp_path, monkeypatch):
-    calls = []
-    path = tmp_path / "file.txt"
-    fsync, replace = os.fsync, jsonl.Path.replace
-
-    def note_fsync(fd):
-        calls.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
-        fsync(fd)
-
-    def note_replace(source, target):
-        assert source.parent == target.parent
-        calls.append("replace")
-        return replace(source, target)
-
-    monkeypatch.setattr(jsonl.os, "fsync", note_fsync)
-    monkeypatch.setattr(jsonl.Path, "replace", note_replace)
-    write_atomic(path, b"\x00new")
-    assert calls == ["file", "replace", "folder"]
-    assert path.read_bytes() == b"\x00new"
-
-
-def test_a_replaced_file_keeps_its_mode_and_a_new_one_follows_the_umask(tmp_path):
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.write_text("old")
-    old.chmod(0o640)
-    umask = os.umask(0o027)
-    try:
-        write_atomic(old, "text")
-        write_atomic(new, "text")
-    finally:
-        os.umask(umask)
-    assert [stat.S_IMODE(p.stat().st_mode) for p in (old, new)] == [0o640, 0o640]
-
-
-def test_a_link_is_written_through(tmp_path):
-    target, link = tmp_path / "target", tmp_path / "link"
-    target.write_text("old")
-    link.symlink_to(target)
-    write_atomic(link, "new")
-    assert link.is_symlink()
-    assert target.read_text() == "new"

@@ -9,12 +9,12 @@ reader sees the old file or the new one and never half of either.
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from itg_data.errors import RecordError
+from itg_data.files import write_atomic
 from itg_data.records import from_json, to_json
 
 RecordT = TypeVar("RecordT")
@@ -70,30 +70,6 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
     return len(lines)
 
 
-def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Writes a file so that it is there in full or not at all, even through a crash.
-
-    Args:
-        path: The file; its folder must exist. A symbolic link is followed, not replaced.
-        content: Text is written as UTF-8 with the newlines that it has.
-    """
-    target = Path(os.path.realpath(path))
-    data = content.encode() if isinstance(content, str) else content
-    fd, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(fd, _file_mode(target))
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
 def _parse_line(line: bytes) -> Any:
     if not line.endswith(b"\n"):
         raise RecordError("the line has no end: the file was cut off")
@@ -140,24 +116,3 @@ def _finite_float(digits: str) -> float:
     if not math.isfinite(number):
         raise RecordError(f"{digits} is too large for a number")
     return number
-
-
-def _file_mode(target: Path) -> int:
-    """Keeps the mode of a file that is replaced; a new one gets what the umask leaves."""
-    try:
-        return target.stat().st_mode & 0o777
-    except FileNotFoundError:
-        umask = os.umask(0)
-        os.umask(umask)
-        return 0o666 & ~umask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the move itself survive a crash, where the file system can do so."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    except OSError:
-        pass
-    finally:
-        os.close(fd)

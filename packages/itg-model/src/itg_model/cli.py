@@ -191,9 +191,9 @@ def _run(request: Request) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     else:
-        from itg_model.files import write_atomically
+        from itg_data.files import write_atomic
 
-        write_atomically(Path(request.json), text)
+        write_atomic(Path(request.json), text)
     summary = f"chose {len(selection.selected)} of {selection.num_sampled} frames looked at"
     if selection.missing_source_idx:
         summary += f"; {len(selection.missing_source_idx)} more are missing from the file"

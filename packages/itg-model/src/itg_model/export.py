@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from itg_data.files import replacing
 from itg_data.records import FrameSelection
 from itg_data.video import open_video
 from PIL import Image
-
-from itg_model.files import replacing
 
 ImageFormat = Literal["jpg", "png"]
 

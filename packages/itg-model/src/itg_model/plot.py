@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from itg_data.files import replacing
 from itg_data.records import FrameSelection, SelectedFrame, TimeSpan
 from itg_data.timeline.page import show_controls
-
-from itg_model.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from itg_data.files import write_atomic
 from itg_data.records import FrameSelection, TimeSpan, to_json
 from itg_data.timeline import Thumbnails, Timeline, render_page
-
-from itg_model.files import write_atomically
 
 
 def write_report(
@@ -53,4 +52,4 @@ def write_report(
             made_by=f"itg-model {version('itg-model')}",
         )
     )
-    write_atomically(Path(path), page)
+    write_atomic(Path(path), page)

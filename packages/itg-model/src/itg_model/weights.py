@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from itg_data.files import replacing, write_atomic
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from itg_model.config import FrameGroundingConfig
 from itg_model.errors import CheckpointError
-from itg_model.files import replacing, write_atomically
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -103,7 +103,7 @@ def write_checkpoint(
     renamed into place. Then files of the checkpoint before are removed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "config.json", json.dumps(config.to_json(), indent=2) + "\n")
+    write_atomic(directory / "config.json", json.dumps(config.to_json(), indent=2) + "\n")
     shards = _split_into_shards(state, max_shard_bytes)
     stale = set(directory.glob("model*.safetensors")) | {directory / INDEX_NAME}
     if len(shards) == 1:
@@ -117,7 +117,7 @@ def write_checkpoint(
             weight_map |= dict.fromkeys(shard, name)
         size = sum(x.numel() * x.element_size() for x in state.values())
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        write_atomically(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+        write_atomic(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
         written = {directory / name for name in weight_map.values()} | {directory / INDEX_NAME}
     # the index first: while it stands, it decides what is read
     for path in sorted(stale - written, key=lambda path: path.name != INDEX_NAME):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from itg_data.jsonl import write_atomic
+from itg_data.files import write_atomic
 from torch import Tensor, nn
 
 from itg_train.config import EngineConfig, OptimConfig

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from itg_data.errors import ItgError
-from itg_data.jsonl import write_atomic
+from itg_data.files import write_atomic
 
 from itg_train.config import TrainConfig
 

@@ -1,0 +1,93 @@
+"""Files that appear whole or not at all, even through a crash: a reader never meets half of one."""
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary file beside `path`; it replaces `path` when the block ends well.
+
+    A symbolic link at `path` is replaced itself, never written through. What is no file, such as
+    a device or a pipe, cannot be replaced: it is sent the content when the block ends well.
+
+    Args:
+        path: The file; its folder must exist.
+
+    Yields:
+        Where to write; an empty file of the same suffix, with the mode that `path` will have.
+    """
+    target = Path(path)
+    sends = _is_no_file(target, follow_links=False)
+    folder = None if sends else target.parent
+    fd, name = tempfile.mkstemp(f".part{target.suffix}", f".{target.name[:100]}.", folder)
+    part = Path(name)
+    try:
+        os.fchmod(fd, _file_mode(target))
+        os.close(fd)
+        yield part
+        if sends:
+            with part.open("rb") as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+            return
+        _sync(part, os.O_RDONLY)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Writes a file in full or not at all.
+
+    Args:
+        path: The file; its folder must exist. A symbolic link is followed, not replaced; a device
+            or a pipe, `/dev/stdout` say, is sent the content.
+        content: Text is written as UTF-8 with the newlines that it has.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if _is_no_file(Path(path), follow_links=True):
+        Path(path).write_bytes(data)
+        return
+    with replacing(os.path.realpath(path)) as part:
+        part.write_bytes(data)
+
+
+def _is_no_file(target: Path, *, follow_links: bool) -> bool:
+    try:
+        mode = target.stat(follow_symlinks=follow_links).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode))
+
+
+def _file_mode(target: Path) -> int:
+    """Keeps the mode of a file that is replaced; a new one gets what the umask leaves."""
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        mode = 0
+    if stat.S_ISREG(mode):
+        return stat.S_IMODE(mode) & 0o777
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _sync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the move itself survive a crash, where the file system can do so."""
+    with suppress(OSError):
+        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
