@@ -1,4 +1,3 @@
-import os
 
 import pytest
 from itg_data.errors import RecordError
@@ -114,4 +113,4 @@ def test_a_failure_while_records_are_drawn_keeps_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_jsonl(path, records())
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["records.jsonl"]  # noqa: PTH208
+    assert [p.name for p in tmp_path.iterdir()] == ["records.jsonl"]

@@ -62,7 +62,6 @@ def test_the_tower_learns_only_where_it_should(model, make_dataset, train_tower)
 
 def test_drawn_sides_depend_on_seed_step_and_video_and_not_on_what_came_before(model, make_dataset):
     dataset = make_dataset()
-    seen = {}
 
     def spy(seed, steps):
         module = GroundingLoss(copy.deepcopy(model), train_tower=True, random_side_seed=seed)
