@@ -1,4 +1,3 @@
-
 import pytest
 from itg_data.errors import RecordError
 from itg_data.jsonl import read_jsonl, write_jsonl
