@@ -84,6 +84,37 @@ def test_spans_are_exactly_the_events_that_the_question_speaks_of():
             assert list(record.spans) == expected
 
 
+@pytest.mark.parametrize("word", ["left", "right", "upper", "lower"])
+def test_a_place_question_is_answered_exactly_by_frames_with_something_there(word):
+    config = SyntheticConfig(difficulty=0.0, num_place_questions=4, fps=16)
+    script, records = next(questions_of(config, "train", [3]))
+    (asked,) = (r for r in records if r.question == f"What is in the {word} part?")
+    colours = np.array(list(COLOURS.values()), dtype=np.int16)
+    axis, sign = {"left": (1, -1), "right": (1, 1), "upper": (0, -1), "lower": (0, 1)}[word]
+    for frame_idx, image in enumerate(render(config, "train", 3, script)):
+        distance = np.abs(image[:, :, None].astype(np.int16) - colours).max(axis=3).min(axis=2)
+        places = np.argwhere(distance <= 3)
+        if len(places) <= 50:
+            off_middle = -1.0
+        else:
+            # the middle of what is seen: all shapes but the triangle are as wide as they are high
+            extent = (places[:, axis].min() + places[:, axis].max()) / 2
+            off_middle = sign * (extent / image.shape[axis] - 0.5)
+        labelled = label_frames(np.array([frame_idx / config.fps]), asked.spans)[0]
+        if abs(off_middle - 1 / 8) > 0.04:  # the border itself is a matter of pixels
+            assert labelled == (off_middle > 1 / 8), frame_idx / config.fps
+
+
+def test_place_questions_leave_the_others_as_they_are():
+    for number in range(10):
+        script = write_script(SyntheticConfig(), "train", number)
+        plain = ask_questions(SyntheticConfig(), "train", number, script, "v.mp4")
+        config = SyntheticConfig(num_place_questions=3)
+        more = ask_questions(config, "train", number, script, "v.mp4")
+        assert more[: len(plain)] == plain
+        assert 1 <= len(more) - len(plain) <= 3
+
+
 def test_the_object_is_on_screen_exactly_during_its_spans():
     config = SyntheticConfig(difficulty=0.0)
     script = write_script(config, "train", 0)
@@ -219,6 +250,7 @@ def test_a_writer_that_is_stopped_takes_its_workers_with_it(how, tmp_path):
         ("width", 33),
         ("num_train", -1),
         ("seed", -1),
+        ("num_place_questions", 5),
     ],
 )
 def test_config_errors_name_the_field_and_the_value(field, value):

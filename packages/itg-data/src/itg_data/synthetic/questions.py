@@ -4,6 +4,7 @@ Every event that matches counts, so the labels are exact whatever was drawn.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from itg_data.records import GroundingRecord, Provenance, QuestionType, TimeSpan
 from itg_data.synthetic.script import (
@@ -17,6 +18,12 @@ from itg_data.synthetic.script import (
     generator,
 )
 
+_PLACES: dict[str, tuple[Literal[0, 1], Literal[-1, 1]]] = {
+    "left": (0, -1),
+    "right": (0, 1),
+    "upper": (1, -1),
+    "lower": (1, 1),
+}
 _VERBS = {motion: "stays still" if motion == "still" else f"moves {motion}" for motion in MOTIONS}
 _NO_CLUE_QUESTIONS = (
     ("What is this video about?", "Coloured shapes that come, move and go."),
@@ -29,7 +36,7 @@ _NO_CLUE_QUESTIONS = (
 def ask_questions(
     config: SyntheticConfig, split: Split, number: int, script: Script, video: str
 ) -> list[GroundingRecord]:
-    """Asks about a script: up to two questions per type with clues, one without.
+    """Asks about a script: up to two questions per type with clues, one without, then the places.
 
     Args:
         config: Its seed decides what is asked.
@@ -57,6 +64,12 @@ def ask_questions(
     question, answer = _NO_CLUE_QUESTIONS[rng.integers(len(_NO_CLUE_QUESTIONS))]
     whole = TimeSpan(start_s=0.0, end_s=float(script.duration_s))
     asked.append(("no_clue", question, answer, (whole,)))
+    places: list[int] = rng.permutation(len(_PLACES)).tolist()
+    for place in places[: config.num_place_questions]:
+        word = list(_PLACES)[place]
+        spans, answer = _seen_at(script, *_PLACES[word])
+        if spans:
+            asked.append(("semantic", f"What is in the {word} part?", answer, spans))
     return [
         GroundingRecord(
             id=f"{split}-{number:05d}-{i}",
@@ -89,6 +102,16 @@ def _answer(question_type: QuestionType, events: Sequence[Event]) -> str:
             f"{event.shows.colour} {event.shows.shape}" for event in events
         )
     return "Once" if len(events) == 1 else f"{len(events)} times"
+
+
+def _seen_at(
+    script: Script, axis: Literal[0, 1], sign: Literal[-1, 1]
+) -> tuple[tuple[TimeSpan, ...], str]:
+    """When anything is in a part of the picture, and what."""
+    seen = [(event, event.time_beyond(axis, sign)) for event in script.events]
+    spans = tuple(span for _, span in seen if span)
+    things = (f"{e.shows.colour} {e.shows.shape}" for e, span in seen if span)
+    return spans, "The " + ", then the ".join(things)
 
 
 def _matching(script: Script, shows: Combination, question_type: QuestionType) -> list[Event]:

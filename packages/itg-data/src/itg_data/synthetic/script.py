@@ -31,6 +31,8 @@ COLOURS = {
     "cyan": (40, 200, 210),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
+PLACE_MARGIN = 1 / 8
+"""How far off the middle a thing is "in the left part", in 0..1 of width or height."""
 MOTIONS = {"still": (0, 0), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -62,6 +64,10 @@ class SyntheticConfig:
     width: int = 128
     """Frame width in pixels, even."""
 
+    num_place_questions: int = 0
+    """0..4 questions per video about where something is. A network that starts from random weights
+    learns from them to see positions; without them it does not come to see motion."""
+
     def __post_init__(self) -> None:
         if min(self.num_train, self.num_heldout) < 0:
             raise ValueError(
@@ -76,6 +82,10 @@ class SyntheticConfig:
             raise ValueError(f"synthetic.duration_s must be >= 12, got {self.duration_s}")
         if self.fps < 1:
             raise ValueError(f"synthetic.fps must be >= 1, got {self.fps}")
+        if not 0 <= self.num_place_questions <= 4:
+            raise ValueError(
+                f"synthetic.num_place_questions must be in 0..4, got {self.num_place_questions}"
+            )
         if self.height < 32 or self.width < 32 or self.height % 2 or self.width % 2:
             raise ValueError(
                 f"synthetic.height and width must be even and >= 32, got {self.height} "
@@ -125,6 +135,25 @@ class Event:
     """x and y of the centre at the start, then at the end, in 0..1 of width and height."""
     radius: float
     """Half of the object's size, in 0..1 of the height."""
+
+    def time_beyond(self, axis: Literal[0, 1], sign: Literal[-1, 1]) -> TimeSpan | None:
+        """When the centre is more than `PLACE_MARGIN` off the middle, on one side of it.
+
+        Args:
+            axis: 0 for left and right, 1 for up and down.
+            sign: Which side: -1 is left or up.
+        """
+        start, end = (sign * (self.path[axis + i] - 0.5) - PLACE_MARGIN for i in (0, 2))
+        if max(start, end) <= 0:
+            return None
+        if min(start, end) > 0:
+            return self.span
+        # the centre moves evenly, so it crosses the border once
+        duration_s = self.span.end_s - self.span.start_s
+        crossing_s = self.span.start_s + start / (start - end) * duration_s
+        if start > 0:
+            return TimeSpan(start_s=self.span.start_s, end_s=crossing_s)
+        return TimeSpan(start_s=crossing_s, end_s=self.span.end_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
