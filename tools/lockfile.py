@@ -31,10 +31,10 @@ What `setup` tells git is one line, for the filter that `.gitattributes` names,
 
     git config filter.uv-lock.clean "python3 tools/lockfile.py neutral"
 
-and, because that line alone is not enough, a hook. With the filter every commit of uv.lock is
+and, because that line alone is not enough, two hooks. With the filter every commit of uv.lock is
 neutral and `git diff` is empty, yet `git status` would call a file that uv has completed modified
 until the next `git add uv.lock`: where a file's size is not the one in the index, git looks no
-further and runs no filter. So after each write of the index the hook makes git forget the size of
+further and runs no filter. So after each write of the index a hook makes git forget the size of
 a uv.lock that is still neutral. Without `setup` a completed uv.lock shows as modified, no more.
 
 The standard library is all it needs, so it runs before there is an environment.
@@ -53,13 +53,22 @@ from urllib.parse import unquote_to_bytes
 _REGISTRY = re.compile(rb'\bregistry = "[a-z+]+://[^"]*"')
 # A wheel or an sdist; `source = { url = ... }` is a dependency that is an address, and stays.
 _FILE_URL = re.compile(rb'(?<!source = )\{ url = "[^"?#]*/([^"/?#]+)(?:[?#][^"]*)?"')
-_HOOK = """\
+_MARK = "# From `tools/lockfile.py setup`, which says why."
+_HOOK = f"""\
 #!/bin/sh
-# From `tools/lockfile.py setup`, which says why. A second, temporary index is not its business, and
+{_MARK} A second, temporary index is not its business, and
 # neither is an index that git still holds locked: git forgets at the next write, then.
 [ -z "$GIT_INDEX_FILE" ] && [ -f tools/lockfile.py ] || exit 0
 grep -q "://" uv.lock || python3 tools/lockfile.py forget 2>/dev/null || true
 """
+# A merge stashes first and fails ("stash failed") where a file only seems to have changed, so while
+# one runs git may know the file's size; afterwards it forgets again.
+_HOOKS = {
+    "post-index-change": _HOOK.replace(
+        "[ -z", 'case "$GIT_REFLOG_ACTION" in merge* | pull*) exit 0 ;; esac\n[ -z', 1
+    ),
+    "post-merge": _HOOK,
+}
 _METADATA_HEADER = re.compile(rb"\[+package\.metadata[].]")
 
 
@@ -174,16 +183,17 @@ def setup(root: Path) -> None:
     """Makes git treat a completed uv.lock as unchanged in the clone at `root`.
 
     Raises:
-        OSError: If git fails or another post-index-change hook is there already.
+        OSError: If git fails or another hook of that name is there already.
     """
     _git(root, "config", "filter.uv-lock.clean", "python3 tools/lockfile.py neutral")
     hooks = root / _git(root, "rev-parse", "--git-path", "hooks").decode().strip()
-    hook = hooks / "post-index-change"
-    if hook.exists() and hook.read_text() != _HOOK:
-        raise OSError(f"{hook} exists and is not ours: make it run `tools/lockfile.py forget`")
     hooks.mkdir(exist_ok=True)
-    hook.write_text(_HOOK)
-    hook.chmod(0o755)
+    for name, text in _HOOKS.items():
+        hook = hooks / name
+        if hook.exists() and _MARK not in hook.read_text():
+            raise OSError(f"{hook} exists and is not ours: make it run `tools/lockfile.py forget`")
+        hook.write_text(text)
+        hook.chmod(0o755)
     forget(root)
 
 

@@ -293,6 +293,27 @@ def test_after_setup_a_completed_lock_does_not_stand_in_a_merge_s_way(repo):
     assert git(repo, "status", "--porcelain") == ""
 
 
+def test_after_setup_two_lines_of_work_merge_beside_a_neutral_lock(repo):
+    lockfile.setup(repo)
+    for branch, name in (("one", "a.txt"), ("two", "b.txt")):
+        git(repo, "checkout", "--quiet", "-b", branch, "main")
+        (repo / name).write_text("work\n")
+        git(repo, "add", ".")
+        git(repo, "commit", "--quiet", "-m", name)
+    git(repo, "merge", "--quiet", "--no-edit", "one")
+    (repo / "uv.lock").write_text(COMPLETED)
+    assert git(repo, "status", "--porcelain") == ""
+
+
+def test_setup_replaces_its_own_hooks_of_before(repo):
+    lockfile.setup(repo)
+    hook = repo / ".git" / "hooks" / "post-index-change"
+    current = hook.read_text()
+    hook.write_text(current + "# an older one\n")
+    lockfile.setup(repo)
+    assert hook.read_text() == current
+
+
 def test_after_setup_a_stash_keeps_work_and_leaves_the_lock_out(repo):
     lockfile.setup(repo)
     (repo / "uv.lock").write_text(COMPLETED)
