@@ -61,3 +61,8 @@ def builtin_manifests() -> "list[ModelManifest]":
     from lmms_eval import models
 
     return models._build_builtin_manifests()
+
+
+def is_builtin(model_id: str) -> bool:
+    """Whether lmms-eval itself has a model of that id."""
+    return any(manifest.model_id == model_id for manifest in builtin_manifests())
