@@ -13,6 +13,7 @@ from typing import Protocol
 import tyro
 from itg_data.errors import ItgError
 
+from itg_eval.benchmark.commands import Documents, Report, Run, Scripted
 from itg_eval.commands import Frames, ImportResults, Score, Select
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -27,10 +28,14 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, type[Command]] = {
+    "run": Run,
+    "report": Report,
+    "documents": Documents,
     "score": Score,
     "select": Select,
     "frames": Frames,
     "import-results": ImportResults,
+    "scripted": Scripted,
 }
 
 

@@ -5,30 +5,33 @@ on the GPU goes with it, and the command in the log can be run by hand. It is do
 `outcomes.jsonl` is there, with the hash of the selection that it holds for.
 """
 
-import json
 import logging
-
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from itg_data.errors import ItgError
 from itg_data.files import write_atomic
-from itg_data.jsonl import read_jsonl, write_jsonl
+from itg_data.jsonl import format_record, read_jsonl, write_jsonl
 from itg_data.progress import show_progress
 
-from itg_eval.benchmark.children import run_child
+from itg_eval.benchmark.children import run_child, to_launcher
 from itg_eval.benchmark.outcomes import Cost, Outcome, read_outcomes
-from itg_eval.benchmark.plan import Host
+from itg_eval.benchmark.plan import Host, read_record
 from itg_eval.lmms.entry import SHADOW_VARIABLE, is_builtin
 from itg_eval.lmms.journal import count_answers
 from itg_eval.records import Document, Selections, by_key
 
 logger = logging.getLogger(__name__)
+
+_DONE = "done.json"
+"""Written last: what answering cost, and with which frames."""
+
+_OUTPUT = "lmms-eval"
+"""Folder of what lmms-eval writes, inside the arm's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,7 @@ class Arm:
     name: str
     selection: Path
     folder: Path
+    tasks: tuple[str, ...]
     include_path: Path | None
     limit: int | None
     missing: str
@@ -63,40 +67,42 @@ def answer(arm: Arm, documents: Sequence[Document]) -> Answers:
     Raises:
         ItgError: lmms-eval left no complete results; the message ends with its last words.
     """
-    selections = Selections.load(arm.selection)
-    done = _load(arm, selections.sha256)
-    if done is not None and done.outcomes.keys() == {d.key for d in documents}:
+    frames_sha = Selections.load(arm.selection).sha256
+    done = load_answers(arm.folder, frames_sha, documents)
+    if done is not None:
         return done
-    shutil.rmtree(arm.folder / "lmms-eval", ignore_errors=True)
+    output = arm.folder / _OUTPUT
+    shutil.rmtree(output, ignore_errors=True)
     arm.folder.mkdir(parents=True, exist_ok=True)
-    without = sum(document.key not in selections for document in documents)
-    if without:
-        logger.warning("%s: %d documents have no selection", arm.selection, without)
-    _run_lmms_eval(arm, selections.sha256, documents)
+    _run_lmms_eval(arm, frames_sha, documents)
     try:
-        outcomes, cost = read_outcomes(arm.folder / "lmms-eval", documents)
+        outcomes, cost = read_outcomes(output, documents, frames_sha)
     except ItgError as error:
         raise ItgError(f"{error}; {_last_words(arm.folder / 'log.txt')}") from None
     write_jsonl(arm.folder / "outcomes.jsonl", outcomes)
-    done_json = {"frames_sha": selections.sha256, **asdict(cost)}
-    write_atomic(arm.folder / "done.json", json.dumps(done_json) + "\n")
+    write_atomic(arm.folder / _DONE, format_record(cost))
     return Answers(outcomes=by_key(outcomes), cost=cost)
 
 
-def _load(arm: Arm, frames_sha: str) -> Answers | None:
-    try:
-        done = json.loads((arm.folder / "done.json").read_text(encoding="utf-8"))
-        if done.pop("frames_sha") != frames_sha:
-            return None
-        cost = Cost(**done)
-    except (OSError, ValueError, KeyError, TypeError):
+def load_answers(folder: Path, frames_sha: str, documents: Sequence[Document]) -> Answers | None:
+    """Reads what an arm came to; None if it is not done, or was done with other frames.
+
+    Raises:
+        ItgError: Its files are not what they were.
+    """
+    path = folder / _DONE
+    if not path.exists():
         return None
-    return Answers(
-        outcomes=by_key(read_jsonl(arm.folder / "outcomes.jsonl", Outcome)), cost=cost
-    )
+    cost = read_record(path, Cost)
+    if cost.frames_sha != frames_sha:
+        return None
+    outcomes = by_key(read_jsonl(folder / "outcomes.jsonl", Outcome))
+    if outcomes.keys() != {document.key for document in documents}:
+        return None
+    return Answers(outcomes=outcomes, cost=cost)
 
 
-def to_command(arm: Arm, frames_sha: str, tasks: Sequence[str]) -> list[str]:
+def to_command(arm: Arm, frames_sha: str) -> list[str]:
     """The command line of lmms-eval; `to_environment` goes with it."""
     own = {
         "selection": arm.selection.resolve(),
@@ -110,14 +116,10 @@ def to_command(arm: Arm, frames_sha: str, tasks: Sequence[str]) -> list[str]:
     if not is_builtin(arm.host.id):
         args.insert(0, f"inner={arm.host.id}")
     model = arm.host.id if is_builtin(arm.host.id) else "itg"
-    launcher = ["-m", "lmms_eval"]
-    if arm.num_processes > 1:
-        count = str(arm.num_processes)
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *launcher]
-    command = [sys.executable, *launcher, "--model", model]
+    command = [*to_launcher("lmms_eval", arm.num_processes), "--model", model]
     command += ["--model_args", ",".join(filter(None, [*args, arm.host.args]))]
-    command += ["--tasks", ",".join(tasks), "--batch_size", str(arm.batch_size)]
-    command += ["--log_samples", "--output_path", str((arm.folder / "lmms-eval").resolve())]
+    command += ["--tasks", ",".join(arm.tasks), "--batch_size", str(arm.batch_size)]
+    command += ["--log_samples", "--output_path", str((arm.folder / _OUTPUT).resolve())]
     if arm.include_path is not None:
         command += ["--include_path", str(arm.include_path.resolve())]
     if arm.limit is not None:
@@ -137,8 +139,7 @@ def to_environment(arm: Arm) -> dict[str, str]:
 
 
 def _run_lmms_eval(arm: Arm, frames_sha: str, documents: Sequence[Document]) -> None:
-    tasks = sorted({document.task for document in documents})
-    command, needed = to_command(arm, frames_sha, tasks), to_environment(arm)
+    command, needed = to_command(arm, frames_sha), to_environment(arm)
     title = f"{arm.host.label}, {arm.name} frames"
     journal, log_path = _journal(arm, frames_sha), arm.folder / "log.txt"
     with (
@@ -150,11 +151,17 @@ def _run_lmms_eval(arm: Arm, frames_sha: str, documents: Sequence[Document]) -> 
         log.flush()
         logger.info("%s: lmms-eval starts, its log is %s", title, log_path)
 
+        num_seen = 0
+
         def watch() -> None:
-            advance(min(count_answers(journal), len(documents)), "")
+            nonlocal num_seen
+            num_answers = min(count_answers(journal), len(documents))
+            if num_answers != num_seen:
+                num_seen = num_answers
+                advance(num_answers, "")
 
         # the exit status says little: lmms-eval catches its errors and ends with 0
-        run_child(command, env=needed, output=log, watch=watch)
+        run_child(command, env=needed, stdout=log, stderr=log, watch=watch)
         watch()
 
 

@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
@@ -16,11 +17,21 @@ _PR_SET_PDEATHSIG = 1
 _SECONDS_TO_END = 20.0
 
 
+def to_launcher(module: str, num_processes: int) -> list[str]:
+    """The command that runs a Python module, in one process or in several that find each other."""
+    command = [sys.executable, "-m"]
+    if num_processes > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+        command.append("-m")
+    return [*command, module]
+
+
 def run_child(
     command: Sequence[str],
     *,
     env: Mapping[str, str],
-    output: IO[str] | None = None,
+    stdout: IO[str] | None = None,
+    stderr: IO[str] | None = None,
     watch: Callable[[], None] | None = None,
 ) -> int:
     """Runs a program to its end.
@@ -28,7 +39,8 @@ def run_child(
     Args:
         command: Program and arguments.
         env: Added to this process's environment.
-        output: File for all that it says; None lets it speak for itself.
+        stdout: Where its output goes; None for where this process's goes.
+        stderr: The same for its complaints.
         watch: Called about once a second.
 
     Returns:
@@ -43,8 +55,8 @@ def run_child(
 
     process = subprocess.Popen(
         command,
-        stdout=output,
-        stderr=None if output is None else subprocess.STDOUT,
+        stdout=stdout,
+        stderr=stderr,
         env={**os.environ, **env},
         preexec_fn=end_with_parent,
     )

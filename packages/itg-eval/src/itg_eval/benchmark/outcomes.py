@@ -38,7 +38,10 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What answering cost, summed up by the first process."""
+    """What answering cost the first process, and with which frames it was done."""
+
+    frames_sha: str
+    """Hash of the selection."""
 
     seconds: float
     """Frames read and questions answered."""
@@ -50,12 +53,15 @@ class Cost:
         return self.seconds / self.num_questions if self.num_questions else None
 
 
-def read_outcomes(folder: Path, documents: Iterable[Document]) -> tuple[list[Outcome], Cost]:
+def read_outcomes(
+    folder: Path, documents: Iterable[Document], frames_sha: str
+) -> tuple[list[Outcome], Cost]:
     """Reads what lmms-eval wrote into a folder.
 
     Args:
         folder: Its `--output_path`.
         documents: What it was asked.
+        frames_sha: Hash of the selection that it was given.
 
     Returns:
         An outcome per document, in their order, and the cost.
@@ -92,13 +98,14 @@ def read_outcomes(folder: Path, documents: Iterable[Document]) -> tuple[list[Out
                 is_correct=read_correctness(task, sample),
             )
         )
-    return found, _read_cost(summary)
+    return found, _read_cost(summary, frames_sha)
 
 
-def _read_cost(summary: dict[str, Any]) -> Cost:
+def _read_cost(summary: dict[str, Any], frames_sha: str) -> Cost:
     """The means over calls that the wrapper logged; with all answers resumed there are none."""
-    throughput = summary.get("throughput") or {}
+    throughput: dict[str, Any] = summary.get("throughput") or {}
     return Cost(
+        frames_sha=frames_sha,
         seconds=float(throughput.get("avg_itg_seconds", 0.0)),
         num_questions=round(float(throughput.get("avg_itg_questions", 0.0))),
     )

@@ -1,25 +1,27 @@
 """What is run, and where it lies.
 
-    RUN_DIR/
-        run.json             what is run; a folder belongs to one benchmark and one way of choosing
-        scripted/            itg_scripted's data and definition, if that is asked for
-        documents.jsonl      stage 0: the questions, from lmms-eval's own tasks
-        scores/              stage 1: `itg-eval score`
-        uniform.jsonl        stage 2: `itg-eval select`, once evenly spaced
-        grounded.jsonl       and once by the scores
-        answers/HOST/ARM/    stage 3: `outcomes.jsonl` when done; `journal/`, `lmms-eval/`, `log.txt`
-        report.{md,json,html}    stage 4
+RUN_DIR/
+run.json             what is run; a folder belongs to one benchmark and one way of choosing
+scripted/            itg_scripted's data and definition, if that is asked for
+documents.jsonl      stage 0: the questions, from lmms-eval's own tasks
+scores/              stage 1: `itg-eval score`
+uniform.jsonl        stage 2: `itg-eval select`, once evenly spaced
+grounded.jsonl       and once by the scores
+answers/HOST/ARM/    stage 3: `outcomes.jsonl` when done; `journal/`, `lmms-eval/`, `log.txt`
+report.{md,json,html}    stage 4
 """
 
 import hashlib
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from itg_data.errors import ItgError
+from itg_data.errors import ItgError, RecordError
 from itg_data.files import write_atomic
+from itg_data.jsonl import format_record, parse_record
+
+RecordT = TypeVar("RecordT")
 
 ARMS = ("uniform", "grounded")
 """The two ways of choosing frames that are held against each other."""
@@ -50,7 +52,7 @@ class Host:
     @property
     def checkpoint(self) -> str:
         """Name or path of its weights, as far as its arguments tell."""
-        found = re.search(r"(?:^|,)(?:pretrained|model|model_version|model_name)=([^,]+)", self.args)
+        found = re.search(r"(?:^|,)(?:pretrained|model(?:_version|_name)?)=([^,]+)", self.args)
         return found[1].rstrip("/") if found else ""
 
     @property
@@ -76,7 +78,8 @@ class Plan:
     rate_hz: float
     max_frames: int | None
     policy: str
-    params: Mapping[str, float]
+    params: tuple[str, ...]
+    """The policy's parameters, each `name=value`."""
     top_k: int
 
 
@@ -103,6 +106,26 @@ class RunDir:
         """The folder of one host's answers over one selection."""
         return self.answers / host.folder / arm
 
+    def load_plan(self) -> Plan:
+        """Reads what is run here.
+
+        Raises:
+            ItgError: The folder holds no run.
+        """
+        if not self.plan.is_file():
+            raise ItgError(f"{self.root}: holds no run of itg-eval")
+        return read_record(self.plan, Plan)
+
+    def hosts(self) -> list[Host]:
+        """The hosts that have begun to answer here, in the order of their folders' names."""
+        return [read_record(path, Host) for path in sorted(self.answers.glob("*/host.json"))]
+
+    def welcome(self, host: Host) -> None:
+        """Makes the folder of a host."""
+        folder = self.answers / host.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "host.json", format_record(host))
+
     def report(self, suffix: str) -> Path:
         """The report in one of its forms."""
         return self.root / f"report.{suffix}"
@@ -113,19 +136,30 @@ class RunDir:
         Raises:
             ItgError: It is another plan's, or cannot be written to.
         """
-        described = json.loads(json.dumps(asdict(plan)))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not self.plan.exists():
-                write_atomic(self.plan, json.dumps(described, indent=2) + "\n")
+                write_atomic(self.plan, format_record(plan))
                 return
-            there = json.loads(self.plan.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ItgError(f"--run-dir {self.root}: {error}") from None
-        for name, value in described.items():
-            found = there.get(name) if isinstance(there, dict) else None  # pyright: ignore
+        except OSError as error:
+            raise ItgError(f"--run-dir {self.root}: {error.strerror or error}") from None
+        there = asdict(self.load_plan())
+        for name, value in asdict(plan).items():
+            found = there[name]
             if found != value:
                 raise ItgError(
                     f"--run-dir {self.root}: holds a run with {name} {found!r}, not {value!r}; "
                     "name another folder, or remove this one"
                 )
+
+
+def read_record(path: Path, record_type: type[RecordT]) -> RecordT:
+    """Reads a file that holds one record.
+
+    Raises:
+        ItgError: It cannot be read, or holds something else; the message names it.
+    """
+    try:
+        return parse_record(path.read_bytes(), record_type)
+    except (OSError, RecordError) as error:
+        raise ItgError(f"{path}: {error}; remove it to start over") from None

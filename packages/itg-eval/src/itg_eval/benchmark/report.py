@@ -63,7 +63,7 @@ def _title(table: Table) -> str:
 
 def _say_how(table: Table) -> str:
     plan = table.plan
-    params = "".join(f", {name} {value:g}" for name, value in plan.params.items())
+    params = f" ({', '.join(plan.params)})" if plan.params else ""
     return (
         f"{table.num_questions} questions about {table.num_videos} videos, each asked twice: with "
         f"{plan.top_k} evenly spaced frames, and with {plan.top_k} frames chosen by {plan.policy}"

@@ -8,7 +8,6 @@ host model comes.
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from pathlib import Path
 from itg_data.errors import ItgError
 from itg_data.files import write_atomic
 from itg_data.jsonl import write_jsonl
+from itg_model.policies import parse_policy_params
 
-from itg_eval.benchmark.answers import Answers, Arm, answer
-from itg_eval.benchmark.children import run_child
+from itg_eval.benchmark.answers import Arm, answer, load_answers
+from itg_eval.benchmark.children import run_child, to_launcher
 from itg_eval.benchmark.plan import ARMS, Host, Plan, RunDir
 from itg_eval.benchmark.report import to_html, to_json, to_markdown
-from itg_eval.benchmark.table import Table, tabulate
+from itg_eval.benchmark.table import HostTable, Table, tabulate
 from itg_eval.documents import read_documents
 from itg_eval.records import Document, Selections
 from itg_eval.selecting import select_documents
@@ -53,30 +53,38 @@ def run_stages(plan: Plan, hosts: Sequence[Host], run_dir: RunDir, settings: Set
     _score(plan, run_dir, documents, settings)
     _select(plan, run_dir)
     for host in hosts:
+        run_dir.welcome(host)
         for name in ARMS:
             answer(_to_arm(plan, run_dir, host, name, settings), documents)
-    return write_report(plan, hosts, run_dir, settings)
+    return write_report(run_dir)
 
 
-def write_report(
-    plan: Plan, hosts: Sequence[Host], run_dir: RunDir, settings: Settings
-) -> Table:
+def write_report(run_dir: RunDir) -> Table:
     """Makes the table of all hosts that have answered, and writes it in all forms.
 
     Raises:
-        ItgError: A host has not answered everything.
+        ItgError: The folder holds no run, or no host has answered everything.
     """
+    plan = run_dir.load_plan()
     documents = read_documents(run_dir.documents)
-    tables = []
-    for host in hosts:
-        answers: dict[str, Answers] = {}
-        without: dict[str, int] = {}
-        for name in ARMS:
-            arm = _to_arm(plan, run_dir, host, name, settings)
-            answers[name] = answer(arm, documents)
-            selections = Selections.load(arm.selection)
-            without[name] = sum(document.key not in selections for document in documents)
-        tables.append(tabulate(host, documents, answers, without))
+    selections = {arm: Selections.load(run_dir.selection(arm)) for arm in ARMS}
+    without = {
+        arm: sum(document.key not in found for document in documents)
+        for arm, found in selections.items()
+    }
+    tables: list[HostTable] = []
+    for host in run_dir.hosts():
+        loaded = {
+            arm: load_answers(run_dir.arm(host, arm), found.sha256, documents)
+            for arm, found in selections.items()
+        }
+        answers = {arm: found for arm, found in loaded.items() if found is not None}
+        if len(answers) == len(ARMS):
+            tables.append(tabulate(host, documents, answers, without))
+        else:
+            logger.warning("%s has not answered everything and is left out", host.label)
+    if not tables:
+        raise ItgError(f"{run_dir.root}: no host has answered everything yet")
     table = Table(
         made_by=f"itg-eval {version('itg-eval')}, lmms-eval {version('lmms-eval')}",
         plan=plan,
@@ -85,8 +93,8 @@ def write_report(
         scoring_seconds_per_question=_read_scoring_time(run_dir),
         hosts=tuple(tables),
     )
-    for suffix, text in {"md": to_markdown, "json": to_json, "html": to_html}.items():
-        write_atomic(run_dir.report(suffix), text(table))
+    for suffix, to_text in {"md": to_markdown, "json": to_json, "html": to_html}.items():
+        write_atomic(run_dir.report(suffix), to_text(table))
     return table
 
 
@@ -104,9 +112,7 @@ def _list_documents(plan: Plan, run_dir: RunDir) -> list[Document]:
     return read_documents(run_dir.documents)
 
 
-def _score(
-    plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings: Settings
-) -> None:
+def _score(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings: Settings) -> None:
     if (run_dir.scores / "scores.jsonl").exists():
         return
     command = ["score", "--documents", str(run_dir.documents), "--model", plan.model]
@@ -124,13 +130,12 @@ def _score(
 
 
 def _select(plan: Plan, run_dir: RunDir) -> None:
-    for arm, policy, params in zip(
-        ARMS, ("uniform", plan.policy), ({}, plan.params), strict=True
-    ):
+    params = parse_policy_params(plan.policy, plan.params)
+    for arm, policy, numbers in ((ARMS[0], "uniform", {}), (ARMS[1], plan.policy, params)):
         path = run_dir.selection(arm)
         if not path.exists():
             scores = run_dir.scores / "scores.jsonl"
-            count = write_jsonl(path, select_documents(scores, policy, plan.top_k, params))
+            count = write_jsonl(path, select_documents(scores, policy, plan.top_k, numbers))
             logger.info("chose %s frames for %d questions", arm, count)
 
 
@@ -153,14 +158,10 @@ def _itg_eval(
     command: Sequence[str], num_processes: int = 1, accepted: Sequence[int] = (0,)
 ) -> None:
     """Runs one of our own commands in a process, or several, of its own."""
-    launcher = ["-m", "itg_eval"]
-    if num_processes > 1:
-        count = str(num_processes)
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
-        launcher += ["-m", "itg_eval"]
+    launcher = to_launcher("itg_eval", num_processes)
     # its results are files; what it prints is not this command's result
     with Path(os.devnull).open("w") as nowhere:
-        status = run_child([sys.executable, *launcher, *command], env={}, stdout=nowhere)
+        status = run_child([*launcher, *command], env={}, stdout=nowhere)
     if status not in accepted:
         raise ItgError(f"itg-eval {command[0]} ended with exit status {status}, see above")
 

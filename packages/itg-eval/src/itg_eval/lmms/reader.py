@@ -43,14 +43,14 @@ class Reader(lmms):
         self._batch_size = int(batch_size)
         self.device = torch.device(device)
 
-    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+    def generate_until(self, requests: list[Instance]) -> list[Any]:
         """Answers each request with the letter of an option."""
         answers: list[GenerationResult] = []
         for batch in _batches(requests, self._batch_size):
             # as lmms-eval's own batched models do: one callable for the batch
             to_input: Callable[[Any], Any] = batch[0].args[2 if self.is_simple else 1]
             for request in batch:
-                doc_id, task, split = request.args[-3:]
+                doc_id, task, split = list(request.args)[-3:]
                 given = to_input(self.task_dict[task][split][doc_id])
                 images = list(_images(given if self.is_simple else _contents(given)))
                 text = request.args[0] if self.is_simple else _text(_contents(given))

@@ -194,7 +194,9 @@ class ITG(lmms):
     def _prepare(self, request: Instance) -> Instance:
         """The same request with our callable in place of the task's, nothing shared with it."""
         prepared = copy.copy(request)
-        args = [copy.deepcopy(arg) if isinstance(arg, dict) else arg for arg in request.args]
+        args: list[Any] = [
+            copy.deepcopy(arg) if isinstance(arg, dict) else arg for arg in request.args
+        ]
         task, split, doc_id = key = _document(request)
         place = 2 if self.is_simple else 1
         self._tasks_own[task] = args[place]
@@ -323,7 +325,7 @@ def _frame_count(host: str, given: dict[str, Any], top_k: int) -> dict[str, int]
 
 
 def _document(request: Instance) -> Key:
-    doc_id, task, split = request.args[-3:]
+    doc_id, task, split = list(request.args)[-3:]
     return task, split, int(doc_id)
 
 

@@ -106,11 +106,12 @@ def write_benchmark(
 def _ask(
     group: str, records: list[GroundingRecord], rng: np.random.Generator
 ) -> Iterator[ScriptedQuestion]:
+    places = np.arange(len(_OPTIONS))
     for record in records:
         # an object that comes twice may do two things
         if record.question_type != "semantic" or len(record.spans) != 1:
             continue
-        options = [_OPTIONS[i] for i in rng.permutation(len(_OPTIONS))]
+        options = [_OPTIONS[int(i)] for i in rng.permutation(places)]
         (span,) = record.spans
         yield ScriptedQuestion(
             question=record.question,

@@ -6,7 +6,9 @@ It sees nothing and answers noise. What it shows is that frames and their times 
 through a model that people use.
 """
 
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -52,24 +54,28 @@ CHAT_TEMPLATE = """\
 
 
 def write_tiny_qwen(folder: Path) -> None:
-    """Writes the model and its processor into a folder, the last file last."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the model and its processor into a folder, which appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = _make_tokenizer()
-    patches = {"patch_size": _PATCH_SIZE, "temporal_patch_size": 2, "merge_size": 2}
+    patches: dict[str, Any] = {"patch_size": _PATCH_SIZE, "temporal_patch_size": 2, "merge_size": 2}
     processor = Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**patches),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(**patches),
         chat_template=CHAT_TEMPLATE,
     )
-    processor.save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        Qwen3VLForConditionalGeneration(_config(tokenizer)).save_pretrained(folder)
+        model = Qwen3VLForConditionalGeneration(_config(tokenizer))
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+        staging = Path(name) / folder.name
+        processor.save_pretrained(staging)
+        model.save_pretrained(staging)
+        staging.rename(folder)
 
 
 def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SPECIAL}
+    ids: dict[str, Any] = {token: tokenizer.convert_tokens_to_ids(token) for token in _SPECIAL}
     return Qwen3VLConfig(
         text_config={
             "vocab_size": _VOCAB_SIZE,

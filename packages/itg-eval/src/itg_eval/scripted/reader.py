@@ -1,3 +1,5 @@
+# pyright: standard
+# much of torch is not typed
 """A network that reads scripted frames: which object is shown, and where.
 
 A host model has to see something for frame selection to help it, and no host model that can be
@@ -7,12 +9,14 @@ object *does* it tells like anyone, by where the object is in one frame and the 
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from itg_data.errors import ItgError
+from itg_data.files import replacing
 from itg_data.synthetic import SyntheticConfig, render, write_script
 from itg_data.synthetic.script import COLOURS, SHAPES
 from PIL import Image
@@ -25,7 +29,7 @@ HEIGHT, WIDTH = 48, 64
 """What the network sees; frames are resized."""
 
 WEIGHTS = "reader.safetensors"
-_NUM_STEPS, _BATCH_SIZE = 200, 48
+NUM_STEPS, _BATCH_SIZE = 200, 48
 _NUM_VIDEOS = 60
 
 
@@ -39,7 +43,7 @@ class FrameReader(nn.Module):
         super().__init__()
         widths = (3, 16, 32, 48)
         layers: list[nn.Module] = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             layers += [nn.Conv2d(narrow, wide, 3, 2, 1), nn.GroupNorm(4, wide), nn.ReLU()]
         self.trunk = nn.Sequential(*layers, nn.Conv2d(48, 48, 3, 1, 1), nn.ReLU())
         self.place = nn.Conv2d(48, 1, 1)
@@ -62,7 +66,9 @@ class FrameReader(nn.Module):
         seen = torch.einsum("bp,bcp->bc", attention, features.flatten(2))
         height, width = features.shape[-2:]
         y, x = torch.meshgrid(
-            (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
+            (torch.arange(height) + 0.5) / height,
+            (torch.arange(width) + 0.5) / width,
+            indexing="ij",
         )
         places = torch.stack([x, y], -1).reshape(-1, 2)
         return self.present(seen)[:, 0], self.colour(seen), self.shape(seen), attention @ places
@@ -81,7 +87,9 @@ def to_frames(images: Sequence[Image.Image]) -> Tensor:
 def find_object(
     reader: FrameReader, images: Sequence[Image.Image], colour: str, shape: str
 ) -> list[tuple[float, float]]:
-    """Says where an object is in each of the frames that show it: (x, y) in 0..1, in their order."""
+    """Says where an object is in each frame that shows it: x and y in 0..1, in order."""
+    if colour not in COLOURS or shape not in SHAPES:
+        raise ItgError(f"the reader knows {', '.join((*COLOURS, *SHAPES))}, got {colour} {shape}")
     present, colours, shapes, places = reader(to_frames(images))
     is_it = present > 0
     is_it &= colours.argmax(1) == list(COLOURS).index(colour)
@@ -97,8 +105,8 @@ def train_reader(folder: Path, progress: Callable[[int, int], None] | None = Non
         torch.manual_seed(0)
         reader = FrameReader()
     optimizer = torch.optim.AdamW(reader.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=_NUM_STEPS)
-    for step in range(_NUM_STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=NUM_STEPS)
+    for step in range(NUM_STEPS):
         batch = torch.randint(len(frames), (_BATCH_SIZE,), generator=generator)
         there = present[batch]
         is_there, colours, shapes, places = reader(frames[batch])
@@ -108,13 +116,14 @@ def train_reader(folder: Path, progress: Callable[[int, int], None] | None = Non
         loss = loss + functional.cross_entropy(shapes[shown], shape[batch][shown])
         loss = loss + 10 * (places[shown] - place[batch][shown]).abs().mean()
         optimizer.zero_grad()
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        loss.backward()
         optimizer.step()
         schedule.step()
         if progress is not None:
-            progress(step + 1, _NUM_STEPS)
+            progress(step + 1, NUM_STEPS)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(reader.state_dict(), folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as part:
+        save_file(reader.state_dict(), part)
 
 
 def load_reader(folder: str | Path) -> FrameReader:
@@ -128,7 +137,9 @@ def load_reader(folder: str | Path) -> FrameReader:
     try:
         reader.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ItgError(f"{path}: no weights of the reader: {' '.join(str(error).split())}") from None
+        raise ItgError(
+            f"{path}: no weights of the reader: {' '.join(str(error).split())}"
+        ) from None
     return reader.eval()
 
 
