@@ -22,7 +22,7 @@ def write_clip(path: Path, frames: Frames) -> None:
     """Writes the frames of a document as an mp4 of one frame a second, each `REPEATS` times."""
     options = {"preset": "ultrafast", "qp": "0", "g": "1", "bf": "0", "threads": "1"}
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(1), options=options)
+        stream = container.add_stream("libx264", rate=Fraction(1), options=options)  # pyright: ignore[reportUnknownMemberType]
         stream.width, stream.height = frames.images[0].size
         stream.pix_fmt = "yuv444p"
         for image in frames.images:

@@ -50,11 +50,15 @@ def choose_form(host: str, is_simple: bool, asked: str | None) -> Form:
     """Gives the form for a host model: the one asked for, or the table's.
 
     Raises:
-        ItgError: The form is unknown, or none was asked for and the table has none.
+        ItgError: The form is unknown or not for such a host, or none was asked for and the table
+            has none.
     """
     if asked is not None:
         if asked not in get_args(Form):
             raise ItgError(f"frames_as must be one of {', '.join(get_args(Form))}, got {asked!r}")
+        if asked == ("video_list" if is_simple else "pil_video"):
+            kind = "chat" if is_simple else "simple"
+            raise ItgError(f"frames_as={asked} is for {kind} hosts, {host} is none")
         return cast(Form, asked)
     forms = HOSTS.get(host, HostForms())
     form = forms.simple if is_simple else forms.chat

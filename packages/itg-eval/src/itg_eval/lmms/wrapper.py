@@ -16,6 +16,7 @@ lmms-eval's cache key, so the cache never answers from other frames.
 """
 
 import copy
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,6 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models import MODEL_REGISTRY_V2
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.models.registry_v2 import ModelRegistryV2
-from loguru import logger
 
 from itg_eval.lmms.documents import document_of, video_path
 from itg_eval.lmms.entry import SHADOW_VARIABLE, builtin_manifests
@@ -39,6 +39,9 @@ from itg_eval.lmms.keyed import KeyedRow, KeyedTasks
 from itg_eval.lmms.qwen import tell_true_times
 from itg_eval.lmms.show import Show
 from itg_eval.records import Key, Selections, format_key
+
+# lmms-eval's own log shows warnings only as well
+logger = logging.getLogger(__name__)
 
 _SHARED = ("_rank", "_world_size", "accelerator", "task_dict")
 _BATCHES_PER_CALL = 16
@@ -189,7 +192,7 @@ class ITG(lmms):
             )
             if not self._shows_uniform:
                 raise ItgError(f"{said}; select frames for them, or pass missing=uniform")
-            logger.warning(f"{said}; they are shown evenly spaced frames")
+            logger.warning("%s; they are shown evenly spaced frames", said)
 
     def _prepare(self, request: Instance) -> Instance:
         """The same request with our callable in place of the task's, nothing shared with it."""

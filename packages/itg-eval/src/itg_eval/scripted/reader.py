@@ -100,6 +100,9 @@ def find_object(
 def train_reader(folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Trains the network on scripted training videos and writes it into a folder."""
     frames, present, colour, shape, place = _labelled_frames()
+    # so small a network gains nothing from threads, and on a busy machine they wait for each other
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -121,6 +124,7 @@ def train_reader(folder: Path, progress: Callable[[int, int], None] | None = Non
         schedule.step()
         if progress is not None:
             progress(step + 1, NUM_STEPS)
+    torch.set_num_threads(num_threads)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as part:
         save_file(reader.state_dict(), part)
