@@ -203,6 +203,13 @@ def test_scores_of_different_settings_are_never_mixed(
     assert len(read_scores(tmp_path)) == 1
 
 
+def test_scores_whose_settings_are_lost_are_not_built_on(documents, settings, grounder, tmp_path):
+    score_documents(documents[:1], settings, lambda: grounder, tmp_path)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ItgError, match=r"settings\.json: is missing, but there are scores"):
+        score_documents(documents, settings, lambda: grounder, tmp_path)
+
+
 def test_the_same_checkpoint_by_another_path_goes_on(documents, settings, grounder, tmp_path):
     score_documents(documents, settings, lambda: grounder, tmp_path)
     moved = dataclasses.replace(settings, model="elsewhere")

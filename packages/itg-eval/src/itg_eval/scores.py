@@ -217,6 +217,8 @@ def _claim(path: Path, settings: Settings) -> None:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
+        if any(shard.stat().st_size for shard in path.parent.glob("shards/scores.*")):
+            raise ItgError(f"{path}: is missing, but there are scores; remove the folder") from None
         write_atomic(path, format_record(settings))
         return
     except OSError as error:
