@@ -114,6 +114,16 @@ def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_while_more_is_scored_there_is_no_file_of_fewer(documents, settings, grounder, tmp_path):
+    score_documents(documents[:2], settings, lambda: grounder, tmp_path)
+    watched = Watched(grounder, stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        score_documents(documents, settings, lambda: watched, tmp_path)
+    assert not (tmp_path / "scores.jsonl").exists()
+    assert score_documents(documents[:2], settings, lambda: watched, tmp_path).is_merged
+    assert len(read_scores(tmp_path)) == 2
+
+
 def test_a_torn_or_damaged_line_is_scored_again(documents, settings, grounder, tmp_path, caplog):
     score_documents(documents, settings, lambda: grounder, tmp_path)
     whole = (tmp_path / "scores.jsonl").read_bytes()
@@ -122,7 +132,7 @@ def test_a_torn_or_damaged_line_is_scored_again(documents, settings, grounder, t
     lines[2] = b"\0" * 100 + b"\n"
     shard.write_bytes(b"".join(lines)[:-20])
     watched = Watched(grounder)
-    score_documents(documents, settings, lambda: watched, tmp_path)
+    assert score_documents(documents, settings, lambda: watched, tmp_path).is_merged
     assert len(watched.asked) == 2
     assert "scores.rank0of1.jsonl:3: " in caplog.text
     assert (tmp_path / "scores.jsonl").read_bytes() == whole
@@ -158,6 +168,10 @@ def test_a_bad_video_is_named_and_stops_nothing(documents, settings, grounder, t
         (str(bad), "not a readable video")
     }
     assert f"{bad}: not a readable video" in caplog.text
+    # tried again, it fails again, and is listed once
+    score_documents(spoilt, settings, lambda: grounder, tmp_path / "run")
+    shard = tmp_path / "run" / "shards" / "failed.rank0of1.jsonl"
+    assert len(shard.read_bytes().splitlines()) == 3
     # mended, its questions are asked, and no others
     bad.write_bytes(Path(documents[1].video).read_bytes())
     watched = Watched(grounder)
@@ -201,6 +215,13 @@ def test_scores_of_different_settings_are_never_mixed(
             documents, dataclasses.replace(settings, **change), lambda: grounder, tmp_path
         )
     assert len(read_scores(tmp_path)) == 1
+
+
+def test_scores_whose_settings_are_lost_are_not_built_on(documents, settings, grounder, tmp_path):
+    score_documents(documents[:1], settings, lambda: grounder, tmp_path)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ItgError, match=r"settings\.json: is missing, but there are scores"):
+        score_documents(documents, settings, lambda: grounder, tmp_path)
 
 
 def test_the_same_checkpoint_by_another_path_goes_on(documents, settings, grounder, tmp_path):

@@ -25,7 +25,7 @@ from itg_eval.labels import read_labels
 from itg_eval.records import Document, DocumentScores, DocumentSelection, Selections
 from itg_eval.reference import Tally, join_documents, read_results
 from itg_eval.scorers import ScorerKind, fingerprint, load_scorer, pick_device
-from itg_eval.scores import Asked, Outcome, Settings, read_ranks, score_documents
+from itg_eval.scores import MERGED, Asked, Outcome, Settings, read_ranks, score_documents
 from itg_eval.selecting import check_request, select_documents
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Score:
             logger.info("this process is done; the last one merges")
             return EXIT_OK
         logger.info("scored %d of %d questions", outcome.num_scored, outcome.num_documents)
-        sys.stdout.write(f"{self.output / 'scores.jsonl'}\n")
+        sys.stdout.write(f"{self.output / MERGED}\n")
         if not outcome.failures:
             return EXIT_OK
         videos = {failure.video: failure.reason for failure in outcome.failures}

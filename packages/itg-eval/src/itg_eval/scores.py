@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 Asked = Literal["context", "question"]
 """What the scorer reads: the benchmark's whole prompt, as in the reference, or the question."""
 
+MERGED = "scores.jsonl"
+"""The scores of all documents, in their order; there once all are scored or have failed."""
+
 EMBEDDINGS = "embeddings"
 """Folder of the frames' embeddings, beside the scores."""
 
@@ -139,6 +142,8 @@ def score_documents(
             if (left := [document for document in group if document.key not in done])
         }
         if todo:
+            # where it is, all is: not that of fewer documents while more are being scored
+            (folder / MERGED).unlink(missing_ok=True)
             task = "scoring" if world_size == 1 else f"scoring, process {rank} of {world_size}"
             total = sum(map(len, todo.values()))
             with show_progress(task, total, unit="questions", quiet=rank > 0) as advance:
@@ -217,6 +222,8 @@ def _claim(path: Path, settings: Settings) -> None:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
+        if any(shard.stat().st_size for shard in path.parent.glob("shards/scores.*")):
+            raise ItgError(f"{path}: is missing, but there are scores; remove the folder") from None
         write_atomic(path, format_record(settings))
         return
     except OSError as error:
@@ -291,7 +298,7 @@ def _write_merged(
             files[line.record.task].write(format_result(line.record))
     write_atomic(folder / "failed.jsonl", b"".join(map(format_record, failures)))
     # last: where it is, all is
-    with replacing(folder / "scores.jsonl") as part, part.open("wb") as file:
+    with replacing(folder / MERGED) as part, part.open("wb") as file:
         for line in lines:
             file.write(line.read())
 
