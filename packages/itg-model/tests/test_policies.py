@@ -10,6 +10,7 @@ from itg_model import select_frames
 from itg_model.policies import (
     check_policy,
     describe_policy,
+    parse_policy_params,
     policy_info,
     policy_names,
     split_resolutions,
@@ -293,3 +294,13 @@ def test_resolutions_fall_with_the_rank_in_the_draw():
     assert [np.count_nonzero(divisors == d) for d in (2, 4, 8)] == [4, 2, 0]
     with pytest.raises(ValueError, match=r"tiers must hold numbers >= 1, got \(0, 2\)"):
         split_resolutions(scores, ((0, 2),))
+
+
+def test_numbers_of_a_policy_are_read_from_text():
+    assert parse_policy_params("aks", ["depth=3", "t1=0.2"]) == {"depth": 3, "t1": 0.2}
+
+
+@pytest.mark.parametrize("texts", [["depth"], ["deep=3"], ["depth=3", "depth=3"], ["depth=x"]])
+def test_text_that_is_no_number_of_the_policy_is_refused(texts):
+    with pytest.raises(ValueError, match="--policy-param: aks"):
+        parse_policy_params("aks", texts)

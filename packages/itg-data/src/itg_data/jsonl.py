@@ -38,7 +38,7 @@ def read_jsonl(path: str | os.PathLike[str], record_type: type[RecordT]) -> Iter
         with Path(name).open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    record = from_json(record_type, _parse_line(line))
+                    record = parse_record(line, record_type)
                 except RecordError as error:
                     raise RecordError(f"{name}:{number}: {error}") from None
                 yield record
@@ -62,12 +62,33 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
     lines: list[bytes] = []
     for number, record in enumerate(records, start=1):
         try:
-            line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
-            lines.append(line.encode() + b"\n")
-        except ValueError as error:
+            lines.append(format_record(record))
+        except RecordError as error:
             raise RecordError(f"{os.fspath(path)}:{number}: {error}") from None
     write_atomic(path, b"".join(lines))
     return len(lines)
+
+
+def parse_record(line: bytes, record_type: type[RecordT]) -> RecordT:
+    """Reads one line, its newline included.
+
+    Raises:
+        RecordError: It breaks the rules above or the record's own; the message names the field.
+    """
+    return from_json(record_type, _parse_line(line))
+
+
+def format_record(record: Any) -> bytes:
+    """Puts a record into one line, newline included.
+
+    Raises:
+        RecordError: It holds what JSON in UTF-8 cannot: NaN, an infinity, half a character.
+    """
+    try:
+        line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
+        return line.encode() + b"\n"
+    except ValueError as error:
+        raise RecordError(str(error)) from None
 
 
 def _parse_line(line: bytes) -> Any:

@@ -1,20 +1,71 @@
-"""`itg-eval`: says what it will be, and that it is not there yet."""
+"""The `itg-eval` command: what frame selection does to a Video LLM, stage by stage.
 
+Each subcommand is a dataclass with a `run` method that returns the exit code, and its name in
+`COMMANDS`. Results go to stdout, progress and complaints to stderr.
+"""
+
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import Protocol
 
-HELP = """\
-usage: itg-eval [-h]
+import tyro
+from itg_data.errors import ItgError
 
-Will measure what frame selection does to a Video LLM, through lmms-eval. Nothing of it is there
-yet: this version has no commands. Ranking quality on annotated videos is measured by itg-train."""
+from itg_eval.benchmark.commands import Documents, Report, Run, Scripted
+from itg_eval.commands import Frames, ImportResults, Score, Select
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+
+class Command(Protocol):
+    """What a subcommand must be."""
+
+    def run(self) -> int:
+        """Does the work and returns the exit code."""
+        ...
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "run": Run,
+    "report": Report,
+    "documents": Documents,
+    "score": Score,
+    "select": Select,
+    "frames": Frames,
+    "import-results": ImportResults,
+    "scripted": Scripted,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints what the package is for; anything asked of it is refused with exit status 2."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments in (["-h"], ["--help"]):
-        print(HELP)
-        return 0
-    print("itg-eval: this version has no commands; see itg-eval --help", file=sys.stderr)
-    return 2
+    """Runs the command line and returns its exit code."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="itg-eval: %(message)s", force=True
+    )
+    for talkative in ("httpx", "torch", "transformers"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            dict(COMMANDS),
+            args=None if argv is None else list(argv),
+            prog="itg-eval",
+            description="Measure what frame selection does to a Video LLM.",
+        )
+        return command.run()
+    except (ItgError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            # whoever read stdout has gone; keep Python from complaining about it on the way out
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        # a path may hold newlines; a complaint may not
+        print(f"itg-eval: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("itg-eval: interrupted; the same command goes on from there", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

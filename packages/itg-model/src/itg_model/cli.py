@@ -14,6 +14,8 @@ from itg_data.records import FrameSelection, to_json
 from itg_data.sampling import SamplingConfig, SamplingRule
 from itg_data.video import open_video
 
+from itg_model.policies import parse_policy_params
+
 if TYPE_CHECKING:
     from itg_data.timeline import Thumbnails
 
@@ -88,31 +90,6 @@ class Request:
     dtype: str = "auto"
     """auto, float32, float16 or bfloat16."""
 
-    def to_policy_params(self) -> dict[str, float]:
-        """Reads the policy's parameters.
-
-        Raises:
-            ValueError: One has no `=`, comes twice, is unknown to the policy, or is no number that
-                it allows.
-        """
-        from itg_model.policies.registry import Number, policy_info
-
-        takes = {p.name: p for p in policy_info(self.policy).parameters if isinstance(p, Number)}
-        params: dict[str, float] = {}
-        for text in self.policy_param:
-            name, equals, value = text.partition("=")
-            if not equals or name not in takes or name in params:
-                wants = f"NAME=VALUE with NAME one of {', '.join(takes)}, each once"
-                raise ValueError(
-                    f"--policy-param: {self.policy} takes {wants if takes else 'none'}, "
-                    f"got {text!r}"
-                )
-            try:
-                params[name] = takes[name].parse_text(value)
-            except ValueError as error:
-                raise ValueError(f"--policy-param: {self.policy}: {error}") from None
-        return params
-
     def to_sampling(self, max_frames: int = SAMPLING.max_frames) -> SamplingConfig:
         """Gathers the options that say which frames are looked at; `max_frames` is the default."""
         if self.max_frames is not None:
@@ -145,7 +122,7 @@ def _check(request: Request) -> None:
     request.to_sampling()
     if request.top_k < 1:
         raise ValueError(f"--top-k must be >= 1, got {request.top_k}")
-    request.to_policy_params()
+    parse_policy_params(request.policy, request.policy_param)
     if not request.question.strip():
         raise ValueError("the question must not be blank")
     if any("\ud800" <= char <= "\udfff" for char in request.question):
@@ -243,7 +220,7 @@ def _select(request: Request, thumbnails: "Thumbnails | None" = None) -> FrameSe
             request.policy,
             progress,
             None if thumbnails is None else thumbnails.add,
-            request.to_policy_params(),
+            parse_policy_params(request.policy, request.policy_param),
         )
 
 

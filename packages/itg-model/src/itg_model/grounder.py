@@ -67,6 +67,8 @@ class EncodedVideo:
     """[T]"""
     missing_source_idx: npt.NDArray[np.int64]
     """Frames that were sampled but that the file did not give."""
+    fps: float
+    """Average frame rate of the file, in Hz."""
 
 
 class FrameGrounder:
@@ -276,6 +278,7 @@ class FrameGrounder:
             source_idx=np.concatenate(source_idx),
             time_s=np.concatenate(time_s),
             missing_source_idx=np.concatenate(missing),
+            fps=reader.fps,
         )
 
     @torch.inference_mode()

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from itg_data.metrics import average_precision, num_selected, recall
+from itg_data.progress import Advance
 from itg_model.model import FrameGroundingModel
 from itg_model.policies import select_frames
 
 from itg_train.dataset import VideoDataset, VideoSample
-from itg_train.progress import Advance
 
 SHARES = (0.05, 0.1, 0.2)
 """Shares of the sampled frames that are selected."""

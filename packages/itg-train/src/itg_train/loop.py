@@ -5,6 +5,7 @@ import math
 import time
 from typing import TextIO
 
+from itg_data.progress import show_progress
 from itg_model.model import FrameGroundingModel
 
 from itg_train.config import OptimConfig, TrainConfig
@@ -12,7 +13,6 @@ from itg_train.dataset import Order, iterate_batches
 from itg_train.engine import Engine, Processes, mean_over_processes, seed_everything, wait_for_all
 from itg_train.loss import GroundingLoss, group_parameters
 from itg_train.prepare import Prepared
-from itg_train.progress import show_progress
 from itg_train.rundir import RunDir, RunError
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from itg_data.jsonl import read_jsonl
+from itg_data.progress import show_progress
 from itg_data.records import GroundingRecord
 from itg_data.synthetic import load_or_write_dataset
 from itg_data.synthetic.script import GENERATOR_VERSION
@@ -16,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 from itg_train.config import DataConfig, TrainConfig
 from itg_train.dataset import VideoDataset
 from itg_train.engine import Processes, wait_for_all
-from itg_train.progress import show_progress
 from itg_train.rundir import RunError
 from itg_train.tokenizer import train_tokenizer
 

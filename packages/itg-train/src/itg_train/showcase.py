@@ -1,6 +1,7 @@
 """After training: quality on the held-out split, and one selection to look at."""
 
 from itg_data.metrics import num_selected
+from itg_data.progress import show_progress
 from itg_data.records import FrameSelection, to_json
 from itg_data.timeline import Thumbnails
 from itg_model.grounder import FrameGrounder
@@ -11,7 +12,6 @@ from itg_model.report import write_report
 from itg_train.config import TrainConfig
 from itg_train.evaluate import evaluate, format_table
 from itg_train.prepare import Prepared
-from itg_train.progress import show_progress
 from itg_train.rundir import RunDir, write_json
 
 

@@ -14,6 +14,7 @@ from itg_model.policies.registry import (
     Policy,
     check_policy,
     describe_policy,
+    parse_policy_params,
     policy_info,
     policy_names,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "check_policy",
     "describe_policy",
     "order_by_score",
+    "parse_policy_params",
     "policy_info",
     "policy_names",
     "select_frames",

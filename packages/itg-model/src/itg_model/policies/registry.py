@@ -6,7 +6,7 @@ command line and the evaluation read it, so a parameter is declared, checked and
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -236,6 +236,29 @@ def check_policy(name: str, k: int, params: Mapping[str, Any]) -> None:
     """
     check_budget(k)
     policy_info(name).parse(params, None)
+
+
+def parse_policy_params(name: str, texts: Sequence[str]) -> dict[str, float]:
+    """Reads a policy's numbers from a command line, each as `NAME=VALUE`.
+
+    Raises:
+        ValueError: One has no `=`, comes twice, is unknown to the policy, or is no number that it
+            allows; or there is no such policy.
+    """
+    takes = {p.name: p for p in policy_info(name).parameters if isinstance(p, Number)}
+    params: dict[str, float] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or key not in takes or key in params:
+            wants = f"NAME=VALUE with NAME one of {', '.join(takes)}, each once"
+            raise ValueError(
+                f"--policy-param: {name} takes {wants if takes else 'none'}, got {text!r}"
+            )
+        try:
+            params[key] = takes[key].parse_text(value)
+        except ValueError as error:
+            raise ValueError(f"--policy-param: {name}: {error}") from None
+    return params
 
 
 def check_budget(k: int) -> int:

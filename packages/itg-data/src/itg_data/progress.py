@@ -1,19 +1,17 @@
-"""Progress on stderr: a bar where there is a terminal, a line now and then where there is none."""
+"""Progress on stderr: a bar where there is a terminal, a line now and then where there is none.
+
+The bar is rich's, which is imported once there is a terminal: the light base does without.
+"""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +33,27 @@ def show_progress(task: str, total: int, *, unit: str, quiet: bool = False) -> I
         unit: What is counted.
         quiet: Shows nothing, for all processes but the first.
     """
-    console = Console(stderr=True)
     if quiet:
         yield lambda done, note: None
-    elif console.is_terminal:
-        with _bar(console) as bar:
+    elif sys.stderr.isatty():
+        with _bar() as bar:
             task_id = bar.add_task(task, total=total, note="", visible=False)
             yield lambda done, note: bar.update(task_id, completed=done, note=note, visible=True)
     else:
         yield _lines(task, total, unit)
 
 
-def _bar(console: Console) -> Progress:
+def _bar() -> "Progress":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -55,7 +62,7 @@ def _bar(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left:"),
         TimeRemainingColumn(),
-        console=console,
+        console=Console(stderr=True),
     )
 
 

@@ -1,0 +1,138 @@
+"""Right or wrong per document: what lmms-eval leaves behind, read strictly.
+
+lmms-eval catches its own errors, prints them and ends with exit status 0, and it writes its files
+in pieces. So nothing is believed before every document that was asked is there once, answered by
+our wrapper.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from itg_data.errors import ItgError
+
+from itg_eval.lmms.tasks import read_correctness
+from itg_eval.records import Document, Key
+
+WRAPPER = "itg_eval.lmms.wrapper."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """Whether a document was answered rightly."""
+
+    task: str
+    split: str
+    doc_id: int
+    answer: str
+    """What the host model said."""
+    is_correct: bool
+
+    @property
+    def key(self) -> Key:
+        """Task, split and number of the document."""
+        return self.task, self.split, self.doc_id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What answering cost the first process, and with which frames it was done."""
+
+    frames_sha: str
+    """Hash of the selection."""
+
+    seconds: float
+    """Frames read and questions answered."""
+    num_questions: int
+
+    @property
+    def seconds_per_question(self) -> float | None:
+        """None where no question was asked that had not been answered before."""
+        return self.seconds / self.num_questions if self.num_questions else None
+
+
+def read_outcomes(
+    folder: Path, documents: Iterable[Document], frames_sha: str
+) -> tuple[list[Outcome], Cost]:
+    """Reads what lmms-eval wrote into a folder.
+
+    Args:
+        folder: Its `--output_path`.
+        documents: What it was asked.
+        frames_sha: Hash of the selection that it was given.
+
+    Returns:
+        An outcome per document, in their order, and the cost.
+
+    Raises:
+        ItgError: There are no results, not those of our wrapper, or not of all documents.
+    """
+    results = sorted(folder.rglob("*_results.json"))
+    if not results:
+        raise ItgError(f"{folder}: lmms-eval left no results")
+    summary = _parse(results[-1], results[-1].read_text(encoding="utf-8"))
+    backend = str(summary.get("config", {}).get("model_backend", ""))
+    if not backend.startswith(WRAPPER):
+        raise ItgError(
+            f"{results[-1]}: answered by {backend or 'nobody'}, not through itg-eval's wrapper"
+        )
+    stem = results[-1].name.removesuffix("_results.json")
+    samples: dict[str, dict[int, dict[str, Any]]] = {}
+    found: list[Outcome] = []
+    for document in documents:
+        task = document.task
+        if task not in samples:
+            path = results[-1].with_name(f"{stem}_samples_{task}.jsonl")
+            samples[task] = {sample["doc_id"]: sample for sample in _read_samples(path)}
+        sample = samples[task].get(document.doc_id)
+        if sample is None:
+            raise ItgError(f"{folder}: document {document.doc_id} of {task} was not answered")
+        found.append(
+            Outcome(
+                task=task,
+                split=document.split,
+                doc_id=document.doc_id,
+                answer=_to_text(sample.get("filtered_resps")),
+                is_correct=read_correctness(task, sample),
+            )
+        )
+    return found, _read_cost(summary, frames_sha)
+
+
+def _read_cost(summary: dict[str, Any], frames_sha: str) -> Cost:
+    """The means over calls that the wrapper logged; with all answers resumed there are none."""
+    throughput: dict[str, Any] = summary.get("throughput") or {}
+    return Cost(
+        frames_sha=frames_sha,
+        seconds=float(throughput.get("avg_itg_seconds", 0.0)),
+        num_questions=round(float(throughput.get("avg_itg_questions", 0.0))),
+    )
+
+
+def _to_text(answer: Any) -> str:
+    text = answer if isinstance(answer, str) else json.dumps(answer)
+    # what is no character must not keep the file from being written
+    return text.encode("utf-8", "replace").decode()
+
+
+def _read_samples(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise ItgError(f"{path}: {error.strerror or error}") from None
+    for line in filter(None, lines):
+        sample = _parse(path, line)
+        if isinstance(sample.get("doc_id"), int):
+            yield sample
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise ItgError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise ItgError(f"{path}: holds no JSON object")
+    return parsed  # pyright: ignore[reportUnknownVariableType]

@@ -1,0 +1,190 @@
+"""The table in three forms: Markdown to paste, JSON to compute with, one page to look at.
+
+The page brings its own style, shares its colours with all pages of itg, has no script and asks no
+network for anything. Names of hosts, tasks and files are others' text and enter escaped.
+"""
+
+import base64
+import hashlib
+import html
+import json
+from dataclasses import asdict
+from functools import cache
+from importlib.resources import files
+from string import Template
+
+from itg_data.timeline.page import show_controls
+
+from itg_eval.benchmark.table import HostTable, Row, Table
+
+_REACH = 0.5
+"""Half the width of the chart of differences, in accuracy; longer bars are cut."""
+
+
+def to_json(table: Table) -> str:
+    """Everything, with `schema_version` first."""
+    return json.dumps({"schema_version": 1, **asdict(table)}, indent=2) + "\n"
+
+
+def to_markdown(table: Table) -> str:
+    """A heading and a table for each host."""
+    lines = [f"# {_title(table)}", "", _say_how(table), ""]
+    for host in table.hosts:
+        lines += [f"## {_escape_markdown(host.host)}", "", *_markdown_rows(host), ""]
+        lines += [_say_cost(host, table), ""]
+    lines += [_explain(table), "", f"{table.made_by}."]
+    return "\n".join(lines) + "\n"
+
+
+def to_html(table: Table) -> str:
+    """One page, self-contained."""
+    style = files("itg_data.timeline").joinpath("timeline.css").read_text("utf-8") + _asset(
+        "report.css"
+    )
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    return Template(_asset("report.html")).substitute(
+        policy=html.escape(policy, quote=False),
+        title=_to_html(_title(table)),
+        how=_to_html(_say_how(table)),
+        hosts="\n".join(_html_host(host, table) for host in table.hosts),
+        explanation=_to_html(_explain(table)),
+        made_by=_to_html(table.made_by),
+        style=style,
+    )
+
+
+def _title(table: Table) -> str:
+    return f"Does frame selection help? {', '.join(table.plan.tasks)}"
+
+
+def _say_how(table: Table) -> str:
+    plan = table.plan
+    params = f" ({', '.join(plan.params)})" if plan.params else ""
+    return (
+        f"{table.num_questions} questions about {table.num_videos} videos, each asked twice: with "
+        f"{plan.top_k} evenly spaced frames, and with {plan.top_k} frames chosen by {plan.policy}"
+        f"{params} from the scores of {plan.model}."
+    )
+
+
+def _say_cost(host: HostTable, table: Table) -> str:
+    said = [
+        f"{name} {_seconds(value)}"
+        for name, value in {
+            "scoring the frames": table.scoring_seconds_per_question,
+            "answering with uniform frames": host.seconds_per_question["uniform"],
+            "answering with grounded frames": host.seconds_per_question["grounded"],
+        }.items()
+    ]
+    text = f"Seconds per question: {', '.join(said)}."
+    for arm, count in host.num_without_selection.items():
+        if count:
+            text += f" {count} questions had no {arm} selection and were shown uniform frames."
+    return text
+
+
+def _explain(table: Table) -> str:
+    text = (
+        "Difference: grounded minus uniform, in points, with the 95 % interval of a bootstrap that "
+        "draws whole videos. Gained and lost: questions that only grounded, and only uniform "
+        "frames answer. p: McNemar's exact test, two-sided."
+    )
+    published = [row.published for host in table.hosts for row in host.rows if row.published]
+    if published:
+        text += f" Paper: {published[0].source}, with {published[0].num_frames} frames."
+    return text
+
+
+def _markdown_rows(host: HostTable) -> list[str]:
+    names = [name for name, _ in _cells(host, host.rows[0])]
+    align = ["---", "---", *["---:"] * (len(names) - 2)]
+    rows = [[_escape_markdown(cell) for _, cell in _cells(host, row)] for row in host.rows]
+    return [f"| {' | '.join(cells)} |" for cells in (names, align, *rows)]
+
+
+def _cells(host: HostTable, row: Row) -> list[tuple[str, str]]:
+    """Names of columns and what a row says in them."""
+    change = row.difference
+    interval = f"[{_points(change.low)}, {_points(change.high)}]"
+    cells = {
+        "task": row.task,
+        "videos": row.group or "all",
+        "n": str(row.num_questions),
+        "uniform": _percent(row.uniform),
+        "grounded": _percent(row.grounded),
+        "difference": f"{_points(change.mean)} {interval}",
+        "gained": str(change.num_gained),
+        "lost": str(change.num_lost),
+        "p": f"{change.p_value:.2g}",
+    }
+    if any(other.published for other in host.rows):
+        paper = row.published
+        cells["paper: uniform"] = _percent(paper.uniform) if paper else ""
+        cells["paper: grounded"] = _percent(paper.grounded) if paper else ""
+    return list(cells.items())
+
+
+def _html_host(host: HostTable, table: Table) -> str:
+    heads = "".join(f'<th scope="col">{name}</th>' for name, _ in _cells(host, host.rows[0]))
+    body = "\n".join(_html_row(host, row) for row in host.rows)
+    return (
+        f"<section><h2><bdi>{_to_html(host.host)}</bdi></h2>\n"
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}'
+        f'<th scope="col"><span class="hidden">difference drawn</span></th></tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>\n"
+        f'<p class="cost">{_to_html(_say_cost(host, table))}</p></section>'
+    )
+
+
+def _html_row(host: HostTable, row: Row) -> str:
+    (task, *rest) = [_to_html(cell) for _, cell in _cells(host, row)]
+    cells = "".join(f"<td>{cell}</td>" for cell in rest)
+    kind = "" if row.group else ' class="whole"'
+    return f'<tr{kind}><th scope="row">{task}</th>{cells}<td>{_interval_svg(row)}</td></tr>'
+
+
+def _interval_svg(row: Row) -> str:
+    """The interval as a line, the difference as a dot, zero as the middle."""
+
+    def x(points: float) -> str:
+        return f"{100 * min(max(points / _REACH, -1), 1):.1f}"
+
+    change = row.difference
+    kind = "gain" if change.low > 0 else "loss" if change.high < 0 else "unsure"
+    return (
+        f'<svg class="interval {kind}" viewBox="-104 -10 208 20" aria-hidden="true">'
+        '<path class="zero" d="M0-10V10"/>'
+        f'<path class="range" d="M{x(change.low)} 0H{x(change.high)}"/>'
+        f'<circle r="5" cx="{x(change.mean)}"/></svg>'
+    )
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.1f}"
+
+
+def _points(part: float) -> str:
+    return f"{100 * part:+.1f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}"
+
+
+def _to_html(text: str) -> str:
+    return html.escape(show_controls(text)).encode("ascii", "xmlcharrefreplace").decode()
+
+
+def _escape_markdown(text: str) -> str:
+    """Keeps others' text from being a column, a link or markup of its own."""
+    text = show_controls(text)
+    return "".join(f"\\{char}" if char in "\\`*_[]<>|#" else char for char in text)
+
+
+@cache
+def _asset(name: str) -> str:
+    return files("itg_eval.benchmark").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,180 @@
+"""The four stages in order; started again, a run goes on where it was.
+
+Each stage leaves a file that appears whole or not at all, and is skipped once that file is there.
+What needs much memory or a GPU runs in a process of its own, so that the scorer is gone before the
+host model comes.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from itg_data.errors import ItgError
+from itg_data.files import write_atomic
+from itg_data.jsonl import write_jsonl
+from itg_model.policies import parse_policy_params
+
+from itg_eval.benchmark.answers import Arm, answer, load_answers
+from itg_eval.benchmark.children import run_child, to_launcher
+from itg_eval.benchmark.plan import ARMS, Host, Plan, RunDir
+from itg_eval.benchmark.report import to_html, to_json, to_markdown
+from itg_eval.benchmark.table import HostTable, Table, tabulate
+from itg_eval.documents import read_documents
+from itg_eval.records import Document, Selections
+from itg_eval.selecting import select_documents
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What does not change results, but how they are come by."""
+
+    missing: str = "fail"
+    batch_size: int = 1
+    num_processes: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def run_stages(plan: Plan, hosts: Sequence[Host], run_dir: RunDir, settings: Settings) -> Table:
+    """Runs what is not done yet, and writes the report.
+
+    Raises:
+        ItgError: A stage failed; what was done before it stays.
+    """
+    run_dir.claim(plan)
+    documents = _list_documents(plan, run_dir)
+    _score(plan, run_dir, documents, settings)
+    _select(plan, run_dir)
+    for host in hosts:
+        run_dir.welcome(host)
+        for name in ARMS:
+            answer(_to_arm(plan, run_dir, host, name, settings), documents)
+    return write_report(run_dir)
+
+
+def write_report(run_dir: RunDir) -> Table:
+    """Makes the table of all hosts that have answered, and writes it in all forms.
+
+    Raises:
+        ItgError: The folder holds no run, or no host has answered everything.
+    """
+    plan = run_dir.load_plan()
+    documents = read_documents(run_dir.documents)
+    selections = {arm: Selections.load(run_dir.selection(arm)) for arm in ARMS}
+    without = {
+        arm: sum(document.key not in found for document in documents)
+        for arm, found in selections.items()
+    }
+    tables: list[HostTable] = []
+    for host in run_dir.hosts():
+        loaded = {
+            arm: load_answers(run_dir.arm(host, arm), found.sha256, documents)
+            for arm, found in selections.items()
+        }
+        answers = {arm: found for arm, found in loaded.items() if found is not None}
+        if len(answers) == len(ARMS):
+            tables.append(tabulate(host, documents, answers, without))
+        else:
+            logger.warning("%s has not answered everything and is left out", host.label)
+    if not tables:
+        raise ItgError(f"{run_dir.root}: no host has answered everything yet")
+    table = Table(
+        made_by=f"itg-eval {version('itg-eval')}, lmms-eval {version('lmms-eval')}",
+        plan=plan,
+        num_questions=len(documents),
+        num_videos=len({document.video for document in documents}),
+        scoring_seconds_per_question=_read_scoring_time(run_dir),
+        hosts=tuple(tables),
+    )
+    for suffix, to_text in {"md": to_markdown, "json": to_json, "html": to_html}.items():
+        write_atomic(run_dir.report(suffix), to_text(table))
+    return table
+
+
+def _list_documents(plan: Plan, run_dir: RunDir) -> list[Document]:
+    if not run_dir.documents.exists():
+        command = ["documents", "--output", str(run_dir.documents)]
+        for task in plan.tasks:
+            command += ["--task", task]
+        if plan.include_path is not None:
+            command += ["--include-path", plan.include_path]
+        if plan.limit is not None:
+            command += ["--limit", str(plan.limit)]
+        logger.info("asking lmms-eval for the questions of %s", ", ".join(plan.tasks))
+        _itg_eval(command)
+    return read_documents(run_dir.documents)
+
+
+def _score(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings: Settings) -> None:
+    if (run_dir.scores / "scores.jsonl").exists():
+        return
+    command = ["score", "--documents", str(run_dir.documents), "--model", plan.model]
+    command += ["--output", str(run_dir.scores), "--rate-hz", str(plan.rate_hz)]
+    command += ["--device", settings.device, "--dtype", settings.dtype]
+    if plan.max_frames is not None:
+        command += ["--max-frames", str(plan.max_frames)]
+    num_before = _count_scored(run_dir)
+    started_s = time.monotonic()
+    # 1: done, but for videos that cannot be read
+    _itg_eval(command, settings.num_processes, accepted=(0, 1))
+    seconds = time.monotonic() - started_s
+    measured = {"seconds": seconds, "num_questions": len(documents) - num_before}
+    write_atomic(run_dir.scores / "seconds.json", json.dumps(measured) + "\n")
+
+
+def _select(plan: Plan, run_dir: RunDir) -> None:
+    params = parse_policy_params(plan.policy, plan.params)
+    for arm, policy, numbers in ((ARMS[0], "uniform", {}), (ARMS[1], plan.policy, params)):
+        path = run_dir.selection(arm)
+        if not path.exists():
+            scores = run_dir.scores / "scores.jsonl"
+            count = write_jsonl(path, select_documents(scores, policy, plan.top_k, numbers))
+            logger.info("chose %s frames for %d questions", arm, count)
+
+
+def _to_arm(plan: Plan, run_dir: RunDir, host: Host, name: str, settings: Settings) -> Arm:
+    return Arm(
+        host=host,
+        name=name,
+        selection=run_dir.selection(name),
+        folder=run_dir.arm(host, name),
+        tasks=plan.tasks,
+        include_path=None if plan.include_path is None else Path(plan.include_path),
+        limit=plan.limit,
+        missing=settings.missing,
+        batch_size=settings.batch_size,
+        num_processes=settings.num_processes,
+    )
+
+
+def _itg_eval(
+    command: Sequence[str], num_processes: int = 1, accepted: Sequence[int] = (0,)
+) -> None:
+    """Runs one of our own commands in a process, or several, of its own."""
+    launcher = to_launcher("itg_eval", num_processes)
+    # its results are files; what it prints is not this command's result
+    with Path(os.devnull).open("w") as nowhere:
+        status = run_child([*launcher, *command], env={}, stdout=nowhere)
+    if status not in accepted:
+        raise ItgError(f"itg-eval {command[0]} ended with exit status {status}, see above")
+
+
+def _count_scored(run_dir: RunDir) -> int:
+    shards = (run_dir.scores / "shards").glob("scores*")
+    return sum(path.read_bytes().count(b"\n") for path in shards)
+
+
+def _read_scoring_time(run_dir: RunDir) -> float | None:
+    try:
+        measured = json.loads((run_dir.scores / "seconds.json").read_text())
+    except (OSError, ValueError):
+        return None
+    count = measured["num_questions"]
+    return measured["seconds"] / count if count > 0 else None
