@@ -6,13 +6,14 @@ they work. Every stretch goes through the same decoder as `VideoReader.read`, so
 the same. Memory is bounded: a thread that is too far ahead waits for the reader.
 """
 
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ from itg_data.fast import DecordError
 from itg_data.probe import Int64Array, VideoProbe
 
 Image = npt.NDArray[np.uint8]
+ImageT = TypeVar("ImageT")
+ImageT_co = TypeVar("ImageT_co", covariant=True)
 
 # Frames that wait for the reader; room for more than 1000 squares of 384 x 384.
 _MAX_WAITING_BYTES = 1 << 29
@@ -47,10 +50,10 @@ class FrameBatch:
     source_width: int
 
 
-class Decoder(Protocol):
+class Decoder(Protocol[ImageT_co]):
     """What gives the frames of one video; used by one thread at a time."""
 
-    def read(self, wanted: Int64Array) -> Iterator[tuple[int, Image]]:
+    def read(self, wanted: Int64Array) -> Iterator[tuple[int, ImageT_co]]:
         """Yields source index and image of the wanted frames, ascending, without lost ones."""
         ...
 
@@ -64,17 +67,17 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class FrameStream:
-    """An iterator of chunks. Close it, or use it as a context manager, to stop early."""
+class ChunkStream(Generic[ImageT]):
+    """Decodes wanted frames on threads and hands them out in chunks; what frames are is open."""
 
     def __init__(
         self,
         probe: VideoProbe,
         wanted: Int64Array,
         chunk_size: int,
-        frame_size: tuple[int, int],
-        open_decoder: Callable[[int], Decoder],
+        open_decoder: Callable[[int], Decoder[ImageT]],
         *,
+        image_shape: tuple[int, ...],
         ordered: bool,
         num_workers: int,
     ) -> None:
@@ -83,21 +86,20 @@ class FrameStream:
         Args:
             probe: Of the video.
             wanted: [N] source indices, ascending and distinct.
-            chunk_size: Frames in a chunk.
-            frame_size: Height and width of the images that come.
+            chunk_size: Frames in a chunk, >= 1.
             open_decoder: Makes a decoder that uses so many threads of its own.
+            image_shape: Of one uint8 image.
             ordered: Whether chunks come in time order.
-            num_workers: Threads that decode.
+            num_workers: Threads that decode, >= 1.
         """
-        self._probe = probe
+        self.probe = probe
+        self.image_shape = image_shape
         self._wanted = wanted
         self._chunk_size = chunk_size
-        self._frame_size = frame_size
         self._num_lost = 0
         stretches = split_at_entries(probe, wanted, num_workers * _STRETCHES_PER_WORKER)
-        image_bytes = frame_size[0] * frame_size[1] * 3
-        room = max(2 * chunk_size, _MAX_WAITING_BYTES // image_bytes)
-        self._exchange = _Exchange(stretches, len(wanted), room, ordered=ordered)
+        room = max(2 * chunk_size, _MAX_WAITING_BYTES // math.prod(image_shape))
+        self._exchange: _Exchange[ImageT] = _Exchange(stretches, len(wanted), room, ordered=ordered)
         threads_each = max(1, round(num_workers / max(1, len(stretches))))
         self._workers = [
             threading.Thread(
@@ -111,13 +113,16 @@ class FrameStream:
         for worker in self._workers:
             worker.start()
 
-    def __iter__(self) -> Self:
-        return self
+    def take(self) -> tuple[Int64Array, list[ImageT], Int64Array]:
+        """Waits for a chunk: source indices, their images, and source indices of lost frames.
 
-    def __next__(self) -> FrameBatch:
+        Raises:
+            StopIteration: There are no more.
+            VideoError: A thread failed, or not one frame of all could be decoded.
+        """
         try:
             taken = self._exchange.take(self._chunk_size)
-        except Exception:
+        except VideoError:
             self.close()
             raise
         if taken is None:
@@ -128,20 +133,9 @@ class FrameStream:
         if self._num_lost == len(self._wanted):
             self.close()
             raise VideoError(
-                self._probe.path, f"none of the {self._num_lost} frames asked for can be decoded"
+                self.probe.path, f"none of the {self._num_lost} frames asked for can be decoded"
             )
-        frames = np.empty((len(images), *self._frame_size, 3), dtype=np.uint8)
-        for row, image in zip(frames, images.values(), strict=True):
-            row[:] = image
-        source_idx = self._wanted[list(images)]
-        return FrameBatch(
-            frames=frames,
-            source_idx=source_idx,
-            time_s=self._probe.times_s[source_idx],
-            missing_source_idx=self._wanted[lost],
-            source_height=self._probe.height,
-            source_width=self._probe.width,
-        )
+        return self._wanted[list(images)], list(images.values()), self._wanted[lost]
 
     def close(self) -> None:
         """Stops the threads and waits for them; iterating afterwards ends at once."""
@@ -166,7 +160,25 @@ class FrameStream:
         self.close()
 
 
-class _Exchange:
+class FrameStream(ChunkStream[Image]):
+    """An iterator of chunks. Close it, or use it as a context manager, to stop early."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> FrameBatch:
+        source_idx, images, lost = self.take()
+        return FrameBatch(
+            frames=np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8),
+            source_idx=source_idx,
+            time_s=self.probe.times_s[source_idx],
+            missing_source_idx=lost,
+            source_height=self.probe.height,
+            source_width=self.probe.width,
+        )
+
+
+class _Exchange(Generic[ImageT]):
     """Where threads leave frames and the reader takes them, both waiting for the other."""
 
     def __init__(
@@ -177,10 +189,10 @@ class _Exchange:
         self._room = room
         self._ordered = ordered
         self._changed = threading.Condition()
-        self._images: dict[int, Image] = {}
+        self._images: dict[int, ImageT] = {}
         self._lost: set[int] = set()
         self._num_taken = 0
-        self._failure: Exception | None = None
+        self._failure: VideoError | None = None
         self._stopped = False
 
     def next_stretch(self) -> range | None:
@@ -188,7 +200,7 @@ class _Exchange:
         with self._changed:
             return None if self._stopped or not self._stretches else self._stretches.popleft()
 
-    def put(self, place: int, image: Image) -> bool:
+    def put(self, place: int, image: ImageT) -> bool:
         """Leaves a frame, once there is room; False if nobody wants it any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._has_room(place))
@@ -203,7 +215,7 @@ class _Exchange:
             self._lost |= places
             self._changed.notify_all()
 
-    def fail(self, failure: Exception) -> None:
+    def fail(self, failure: VideoError) -> None:
         """Makes the reader raise, and everybody else stop."""
         with self._changed:
             self._failure = self._failure or failure
@@ -217,11 +229,11 @@ class _Exchange:
             self._images.clear()
             self._changed.notify_all()
 
-    def take(self, chunk_size: int) -> tuple[dict[int, Image], list[int]] | None:
+    def take(self, chunk_size: int) -> tuple[dict[int, ImageT], list[int]] | None:
         """Waits for a chunk: images by place, ascending, and lost places; None at the end.
 
         Raises:
-            Exception: What a thread failed with.
+            VideoError: A thread failed.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._is_ready(chunk_size))
@@ -256,10 +268,13 @@ class _Exchange:
 
 
 def _decode_stretches(
-    exchange: _Exchange, wanted: Int64Array, open_decoder: Callable[[], Decoder], path: str
+    exchange: _Exchange[ImageT],
+    wanted: Int64Array,
+    open_decoder: Callable[[], Decoder[ImageT]],
+    path: str,
 ) -> None:
     """What a thread does: it decodes stretches until none is left."""
-    decoder: Decoder | None = None
+    decoder: Decoder[ImageT] | None = None
     try:
         while (stretch := exchange.next_stretch()) is not None:
             decoder = decoder or open_decoder()

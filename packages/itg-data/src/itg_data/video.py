@@ -23,7 +23,7 @@ from itg_data.fast import DecordDecoder, DecordError, decord_refusal
 from itg_data.probe import VideoProbe, probe_video
 from itg_data.resize import keep, squash
 from itg_data.source import SourceFile
-from itg_data.stream import Decoder, FrameBatch, FrameStream, count_cores
+from itg_data.stream import Decoder, FrameBatch, FrameStream, Image, count_cores
 
 __all__ = ["Backend", "FrameBatch", "FrameStream", "VideoReader", "open_video"]
 
@@ -37,6 +37,8 @@ class VideoReader:
 
     Attributes:
         path: The file as the caller named it.
+        source: The open file.
+        probe: All that its packets tell.
         backend: `decord` or `pyav`: what reads the frames.
         num_frames: Frames that the file shows, counted, not believed.
         fps: Average frame rate in Hz.
@@ -61,7 +63,7 @@ class VideoReader:
         self.height = probe.height
         self.width = probe.width
         self.duration_s = probe.duration_s
-        self._source = source
+        self.source = source
         self._frame_size = frame_size
         self._decoder = self._open_decoder(num_threads)
         self._streams: weakref.WeakSet[FrameStream] = weakref.WeakSet()
@@ -132,6 +134,32 @@ class VideoReader:
         Raises:
             ValueError: An argument is out of range, or the reader is closed.
         """
+        wanted = self.check_stream(source_idx, chunk_size, size, num_workers)
+        height, width = self._frame_size if size is None else (size, size)
+        stream = FrameStream(
+            self.probe,
+            wanted,
+            chunk_size,
+            lambda num_threads: self._open_decoder(num_threads, size),
+            image_shape=(height, width, 3),
+            ordered=ordered,
+            num_workers=num_workers or count_cores(),
+        )
+        self._streams.add(stream)
+        return stream
+
+    def check_stream(
+        self,
+        source_idx: Sequence[int] | npt.NDArray[np.integer],
+        chunk_size: int,
+        size: int | None,
+        num_workers: int,
+    ) -> npt.NDArray[np.int64]:
+        """Checks the arguments of `stream` and returns the source indices as an array.
+
+        Raises:
+            ValueError: An argument is out of range, or the reader is closed.
+        """
         wanted = self._check(source_idx)
         if (np.diff(wanted) <= 0).any():
             raise ValueError("source_idx must be ascending and distinct to be streamed")
@@ -143,22 +171,12 @@ class VideoReader:
             raise ValueError(f"size must be >= 1, got {size}")
         if size is not None and self._frame_size != (self.height, self.width):
             raise ValueError(f"size must be None after resize_to {self._frame_size}, got {size}")
-        stream = FrameStream(
-            self.probe,
-            wanted,
-            chunk_size,
-            self._frame_size if size is None else (size, size),
-            lambda num_threads: self._open_decoder(num_threads, size),
-            ordered=ordered,
-            num_workers=num_workers or count_cores(),
-        )
-        self._streams.add(stream)
-        return stream
+        return wanted
 
-    def _open_decoder(self, num_threads: int, size: int | None = None) -> Decoder:
+    def _open_decoder(self, num_threads: int, size: int | None = None) -> Decoder[Image]:
         finish = keep if size is None else partial(squash, size=size)
         kind = DecordDecoder if self.backend == "decord" else ExactDecoder
-        return kind(self._source, self.probe, *self._frame_size, num_threads, finish)
+        return kind(self.source, self.probe, *self._frame_size, num_threads, finish)
 
     def times_s(
         self, source_idx: Sequence[int] | npt.NDArray[np.integer]
@@ -172,7 +190,7 @@ class VideoReader:
         for stream in list(self._streams):
             stream.close()
         self._decoder.close()
-        self._source.close()
+        self.source.close()
 
     def __enter__(self) -> Self:
         return self
