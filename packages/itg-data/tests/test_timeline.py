@@ -40,6 +40,8 @@ def batch(images: np.ndarray, first: int = 0) -> FrameBatch:
         source_idx=places * 4,
         time_s=places.astype(float),
         missing_source_idx=np.empty(0, dtype=np.int64),
+        source_height=images.shape[1],
+        source_width=images.shape[2],
     )
 
 

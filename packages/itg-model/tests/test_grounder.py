@@ -36,6 +36,8 @@ def lose(monkeypatch, lost: set[int]) -> None:
             source_idx=batch.source_idx,
             time_s=batch.time_s,
             missing_source_idx=missing,
+            source_height=batch.source_height,
+            source_width=batch.source_width,
         )
 
     monkeypatch.setattr(VideoReader, "read", read)

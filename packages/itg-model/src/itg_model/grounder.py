@@ -378,6 +378,8 @@ def _read_what_there_is(reader: VideoReader, chunk: npt.NDArray[np.int64]) -> Fr
             source_idx=chunk[:0],
             time_s=np.empty(0),
             missing_source_idx=chunk,
+            source_height=reader.height,
+            source_width=reader.width,
         )
 
 

@@ -1,8 +1,8 @@
 """Pixels and questions turned into what the network takes, exactly as the reference does.
 
-Frames are squashed to a square with PIL's bicubic filter, which antialiases and rounds to uint8 in
-its own way; torch's filters differ by up to a few grey levels, so PIL does it, on several threads
-(it lets go of the interpreter lock). Only 256 values can come out, so the rest is a table.
+Frames are squashed to a square as `itg_data.resize` does it, on several threads; frames that are
+that square already, as a reader's `stream` gives them, stay as they are. Only 256 values can come
+out, so the rest is a table.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from itg_data.resize import squash
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -44,13 +44,11 @@ def preprocess_frames(
         raise ValueError(f"frames must be [T, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
     pixels = np.empty((len(frames), 3, image_size, image_size), dtype=np.float32)
 
-    def squash(i: int) -> None:
-        image = Image.fromarray(frames[i])
-        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-        pixels[i] = _NORMALISED[np.asarray(image)].transpose(2, 0, 1)
+    def prepare(i: int) -> None:
+        pixels[i] = _NORMALISED[squash(frames[i], image_size)].transpose(2, 0, 1)
 
     with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(squash, range(len(frames))))
+        list(pool.map(prepare, range(len(frames))))
     return torch.from_numpy(pixels)
 
 
