@@ -2,15 +2,16 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from itg_data.annotate.records import QaPair
 from itg_data.errors import ItgError
-from itg_data.files import write_atomic
+from itg_data.jsonl import write_jsonl
 from itg_data.records import GroundingRecord
 from itg_data.scripted_vlm.server import Behaviour, ScriptedServer
 from itg_data.scripted_vlm.sight import ScriptedSet
@@ -47,7 +48,7 @@ class Serve:
         if not self.root.exists():
             print(f"writing a scripted set to {self.root} ...", file=sys.stderr)
             records = load_or_write_dataset(self.root, self.synthetic)
-            write_atomic(self.root / "qa.jsonl", "".join(map(_question_line, records)))
+            write_jsonl(self.root / "qa.jsonl", _questions(records))
         scripted = ScriptedSet(self.root)
         with ScriptedServer(scripted, self.behaviour, self.host, self.port) as server:
             print(server.base_url, flush=True)
@@ -59,10 +60,16 @@ class Serve:
         return 0
 
 
-def _question_line(record: GroundingRecord) -> str:
-    """What is known of a question before it is annotated."""
-    names = ("id", "video", "question", "answer", "split")
-    return json.dumps({name: getattr(record, name) for name in names}) + "\n"
+def _questions(records: Sequence[GroundingRecord]) -> Iterator[QaPair]:
+    """What is known before anything is annotated."""
+    for record in records:
+        yield QaPair(
+            id=record.id,
+            video=record.video,
+            question=record.question,
+            answer=record.answer or "",
+            split=record.split,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
