@@ -22,7 +22,8 @@ fab8b54 reads them. In the published file both flags are said to be `No` through
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -109,15 +110,25 @@ def write_published(path: str | os.PathLike[str], annotations: Iterable[Annotati
     Returns:
         How many were written.
     """
+    with publishing(path) as publish:
+        return sum(1 for _ in map(publish, annotations))
+
+
+@contextmanager
+def publishing(path: str | os.PathLike[str]) -> Generator[Callable[[Annotation], None]]:
+    """As `write_published`, for annotations that come one by one: yields what writes the next."""
     number = 0
     with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         file.write("[")
-        for annotation in annotations:
+
+        def publish(annotation: Annotation) -> None:
+            nonlocal number
             published = json.dumps(_to_published(number, annotation), ensure_ascii=False)
             file.write(f"{',' if number else ''}\n{published}")
             number += 1
+
+        yield publish
         file.write("\n]\n")
-    return number
 
 
 def _to_published(number: int, annotation: Annotation) -> dict[str, Any]:

@@ -138,7 +138,8 @@ def _retrieve(inputs: Inputs, judge: Judge) -> dict[str, Any]:
     reasons: list[str] = []
     for number, caption in enumerate(inputs.captions):
         fitting = [] if wanted.whole_video else list(filter(wanted.fits, read_caption(caption)))
-        if judge.says(wanted.whole_video or bool(fitting)):
+        # an empty caption is of a clip that could not be read
+        if judge.says(bool(fitting) or (wanted.whole_video and bool(caption))):
             clips.append(number)
             what = _words(fitting[0]) if fitting else "part of the whole"
             reasons.append(f"clip {number} shows a {what}" if fitting else f"clip {number}: {what}")
