@@ -17,7 +17,7 @@ from itg_data.annotate.records import (
 )
 from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_data.records import GroundingRecord
-from itg_data.sets import write_derived
+from itg_data.sets.derive import write_derived
 from itg_data.synthetic import SyntheticConfig, load_or_write_dataset
 
 RATE_HZ = 25

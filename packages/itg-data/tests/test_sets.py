@@ -7,7 +7,8 @@ from itg_data.errors import RecordError
 from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_data.published import read_published
 from itg_data.records import SCHEMA_VERSION, GroundingRecord, from_json, to_json
-from itg_data.sets import SetFolder, write_derived
+from itg_data.sets import SetFolder
+from itg_data.sets.derive import write_derived
 from itg_data.sets.parquet import arrow_schema
 from itg_data.sets.statistics import Distribution, measure_set
 

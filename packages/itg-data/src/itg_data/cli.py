@@ -14,6 +14,7 @@ from typing import Annotated, Protocol
 import tyro
 
 from itg_data.errors import ItgError, VideoError
+from itg_data.sets.cli import Check, Import, Stats
 from itg_data.video import Backend, open_video
 
 EXIT_OK, EXIT_BAD_INPUT = 0, 2
@@ -61,7 +62,12 @@ class Probe:
         return exit_code
 
 
-COMMANDS: dict[str, type[Command]] = {"probe": Probe}
+COMMANDS: dict[str, type[Command]] = {
+    "probe": Probe,
+    "check": Check,
+    "stats": Stats,
+    "import": Import,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
