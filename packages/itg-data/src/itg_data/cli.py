@@ -14,7 +14,7 @@ from typing import Annotated, Protocol
 import tyro
 
 from itg_data.errors import ItgError, VideoError
-from itg_data.sets.cli import Check, Import, Stats
+from itg_data.sets.cli import Check, Import, Stats, View
 from itg_data.video import Backend, open_video
 
 EXIT_OK, EXIT_BAD_INPUT = 0, 2
@@ -66,6 +66,7 @@ COMMANDS: dict[str, type[Command]] = {
     "probe": Probe,
     "check": Check,
     "stats": Stats,
+    "view": View,
     "import": Import,
 }
 
