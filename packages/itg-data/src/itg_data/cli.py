@@ -13,6 +13,7 @@ from typing import Annotated, Protocol
 
 import tyro
 
+from itg_data.annotate.cli import Annotate
 from itg_data.errors import ItgError, VideoError
 from itg_data.video import Backend, open_video
 
@@ -61,7 +62,7 @@ class Probe:
         return exit_code
 
 
-COMMANDS: dict[str, type[Command]] = {"probe": Probe}
+COMMANDS: dict[str, type[Command]] = {"probe": Probe, "annotate": Annotate}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
