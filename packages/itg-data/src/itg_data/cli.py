@@ -15,6 +15,7 @@ import tyro
 
 from itg_data.annotate.cli import Annotate
 from itg_data.errors import ItgError, VideoError
+from itg_data.sets.cli import Check, Import, Stats
 from itg_data.video import Backend, open_video
 
 EXIT_OK, EXIT_BAD_INPUT = 0, 2
@@ -62,7 +63,13 @@ class Probe:
         return exit_code
 
 
-COMMANDS: dict[str, type[Command]] = {"probe": Probe, "annotate": Annotate}
+COMMANDS: dict[str, type[Command]] = {
+    "probe": Probe,
+    "annotate": Annotate,
+    "check": Check,
+    "stats": Stats,
+    "import": Import,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ reader sees the old file or the new one and never half of either.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -22,22 +22,33 @@ RecordT = TypeVar("RecordT")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_jsonl(path: str | os.PathLike[str], record_type: type[RecordT]) -> Iterator[RecordT]:
+def read_jsonl(
+    path: str | os.PathLike[str],
+    record_type: type[RecordT],
+    *,
+    on_bad: Callable[[RecordError], None] | None = None,
+) -> Iterator[RecordT]:
     """Reads records one by one, without holding the file in memory.
 
     Args:
         path: The file; an empty one holds no records.
         record_type: The record class of every line.
+        on_bad: Called with the complaint about a line that is no such record, which is then left
+            out. None stops at the first one.
 
     Raises:
-        RecordError: A line breaks the rules above or the record's own; the message names the
-            file, the line, counted from 1, and the field. Also if the file cannot be opened.
+        RecordError: A line breaks the rules above or the record's own and `on_bad` is None; the
+            message names the file, the line, counted from 1, and the field. Also if the file
+            cannot be opened.
     """
-    return (record for _, record in read_jsonl_places(path, record_type))
+    return (record for _, record in read_jsonl_places(path, record_type, on_bad=on_bad))
 
 
 def read_jsonl_places(
-    path: str | os.PathLike[str], record_type: type[RecordT]
+    path: str | os.PathLike[str],
+    record_type: type[RecordT],
+    *,
+    on_bad: Callable[[RecordError], None] | None = None,
 ) -> Iterator[tuple[int, RecordT]]:
     """Reads records as `read_jsonl` does, each with its place in the file for `read_record_at`."""
     name = os.fspath(path)
@@ -48,8 +59,12 @@ def read_jsonl_places(
                 try:
                     record = from_json(record_type, _parse_line(line))
                 except RecordError as error:
-                    raise RecordError(f"{name}:{number}: {error}") from None
-                yield place, record
+                    complaint = RecordError(f"{name}:{number}: {error}")
+                    if on_bad is None:
+                        raise complaint from None
+                    on_bad(complaint)
+                else:
+                    yield place, record
                 place += len(line)
     except OSError as error:
         raise RecordError(f"{name}: {error.strerror or error}") from None

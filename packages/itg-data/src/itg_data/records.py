@@ -12,6 +12,7 @@ import math
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -224,8 +225,13 @@ def _object(data: Any, where: str) -> dict[str, Any]:
     return dict(cast("dict[str, Any]", data))
 
 
+@cache
+def _hints(record_type: type[Any]) -> dict[str, Any]:
+    return get_type_hints(record_type)
+
+
 def _build(record_type: type[RecordT], fields: dict[str, Any], prefix: str) -> RecordT:
-    hints = get_type_hints(record_type)
+    hints = _hints(record_type)
     known = {f.name: f for f in dataclasses.fields(cast(Any, record_type))}
     unknown = sorted(set(fields) - set(known))
     _require(not unknown, f"unknown field {prefix}{unknown[0] if unknown else ''}")

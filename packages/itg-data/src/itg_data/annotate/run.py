@@ -1,9 +1,9 @@
 """A run: from a folder of videos and a file of QA pairs to a set on disk, however often killed.
 
     out/
-        records.jsonl       what training reads
-        annotations.jsonl   the same pairs with every step that led to the labels
+        annotations.jsonl   the pairs with their labels and every step that led to them
         dropped.jsonl       the pairs that did not make it, with reasons
+        records.jsonl       what training reads, and more that follows: see `itg_data.sets.derive`
         videos              link to the folder of videos
         config.json         what was run
         ledger.sqlite       every answer of the annotator: the cassette of the run
@@ -39,6 +39,7 @@ from itg_data.annotate.records import VIDEO_FOLDER, Annotation, DroppedSample
 from itg_data.errors import ItgError
 from itg_data.files import write_atomic
 from itg_data.jsonl import read_jsonl, write_jsonl
+from itg_data.sets.derive import write_derived
 
 VIDEOS_PER_SHARD = 32
 
@@ -195,11 +196,10 @@ class _Shards:
         del self._gathered[shard]
 
     def assemble(self, out: Path) -> None:
-        """Joins the shards; `records.jsonl` comes last, so where it is new, all is."""
+        """Joins the shards and writes what follows from them; only then they may go."""
         write_jsonl(out / "dropped.jsonl", self._read_all(".dropped.jsonl", DroppedSample))
         write_jsonl(out / "annotations.jsonl", self._read_all(".jsonl", Annotation))
-        made = self._read_all(".jsonl", Annotation)
-        write_jsonl(out / "records.jsonl", (annotation.to_grounding() for annotation in made))
+        write_derived(out)
         for folder in out.glob("shards-*"):
             shutil.rmtree(folder)
 
