@@ -13,6 +13,7 @@ from typing import Annotated, Protocol
 
 import tyro
 
+from itg_data.annotate.cli import Annotate
 from itg_data.errors import ItgError, VideoError
 from itg_data.sets.cli import Check, Import, Stats, View
 from itg_data.video import Backend, open_video
@@ -64,6 +65,7 @@ class Probe:
 
 COMMANDS: dict[str, type[Command]] = {
     "probe": Probe,
+    "annotate": Annotate,
     "check": Check,
     "stats": Stats,
     "view": View,

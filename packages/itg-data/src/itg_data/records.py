@@ -209,6 +209,17 @@ def from_json(record_type: type[RecordT], data: Any) -> RecordT:
     return _build(record_type, fields, "")
 
 
+def parse_fields(record_type: type[RecordT], data: Any) -> RecordT:
+    """Builds a record from a JSON object as strictly as `from_json`, without `schema_version`.
+
+    For objects that others write to our wish, such as the answer of a model.
+
+    Raises:
+        RecordError: As for `from_json`.
+    """
+    return _build(record_type, _object(data, record_type.__name__), "")
+
+
 def _object(data: Any, where: str) -> dict[str, Any]:
     _require(isinstance(data, dict), f"{where}: expected an object, got {type(data).__name__}")
     return dict(cast("dict[str, Any]", data))

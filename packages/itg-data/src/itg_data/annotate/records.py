@@ -10,11 +10,15 @@ stands for the stretch `[s, s + 1)`, and clip `c` for the seconds `c * clip_s` t
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from itg_data.errors import RecordError
 from itg_data.records import GroundingRecord, Provenance, QuestionType, TimeSpan
+
+VIDEO_FOLDER = "videos"
+"""Where a set's videos lie, or a link to where they do, in the folder of its records."""
 
 DropReason = Literal[
     "unreadable_video",
@@ -51,6 +55,8 @@ class QaPair:
         for name in ("id", "video", "question", "answer"):
             if not getattr(self, name).strip():
                 raise RecordError(f"{name} must not be blank")
+        for text in (self.id, self.video, self.question, self.answer, *self.options):
+            require_whole_characters("a text", text)
         if self.video.startswith("/") or ".." in self.video.split("/") or "\\" in self.video:
             raise RecordError(
                 f"video must be a relative path inside the folder of videos, got {self.video!r}"
@@ -95,8 +101,10 @@ class Annotation:
     options: tuple[str, ...] = ()
     split: str | None = None
 
+    start_s: float = 0.0
+    """When the video's first frame is shown, on the file's own clock; seconds count from here."""
     duration_s: float
-    """Of the video."""
+    """From there to the end of its last frame."""
     clip_s: int
     """Length of a clip in whole seconds; the last one may be shorter."""
     cues: tuple[str, ...]
@@ -143,7 +151,7 @@ class Annotation:
         return tuple(frame.second for frame in self.frames if frame.relevant is not False)
 
     def to_grounding(self) -> GroundingRecord:
-        """Gives the record that training reads.
+        """Gives the record that training reads; its video path begins with `VIDEO_FOLDER`.
 
         Raises:
             RecordError: There is no label; such a QA pair should have been dropped.
@@ -151,11 +159,11 @@ class Annotation:
         prompts = "".join(f"{prompt.stage} {prompt.sha256}\n" for prompt in self.prompts)
         return GroundingRecord(
             id=self.id,
-            video=self.video,
+            video=f"{VIDEO_FOLDER}/{self.video}",
             question=self.question,
             answer=self.answer,
             question_type=self.question_type,
-            spans=spans_of_seconds(self.label_s, self.duration_s),
+            spans=spans_of_seconds(self.label_s, self.duration_s, self.start_s),
             split=self.split,
             provenance=Provenance(
                 annotator=self.model,
@@ -177,20 +185,31 @@ class DroppedSample:
     """One line for whoever wants to know more; empty where the reason says all."""
 
 
-def spans_of_seconds(seconds: tuple[int, ...], duration_s: float) -> tuple[TimeSpan, ...]:
+def spans_of_seconds(
+    seconds: Sequence[int], duration_s: float, start_s: float = 0.0
+) -> tuple[TimeSpan, ...]:
     """Joins whole seconds into stretches, none longer than the video.
 
     Args:
-        seconds: Ascending, distinct; each stands for `[s, s + 1)`.
+        seconds: Ascending, distinct; each stands for `[s, s + 1)`, counted from `start_s`.
         duration_s: Seconds at or after it are left out.
+        start_s: When the video begins on the file's own clock, which spans are told in.
     """
-    spans: list[TimeSpan] = []
+    runs: list[tuple[int, int]] = []
     for second in seconds:
         if second >= duration_s:
             break
-        end_s = min(second + 1.0, duration_s)
-        if spans and spans[-1].end_s == second:
-            spans[-1] = TimeSpan(start_s=spans[-1].start_s, end_s=end_s)
-        else:
-            spans.append(TimeSpan(start_s=float(second), end_s=end_s))
-    return tuple(spans)
+        first = runs.pop()[0] if runs and runs[-1][1] == second else second
+        runs.append((first, second + 1))
+    return tuple(
+        TimeSpan(start_s=start_s + first, end_s=start_s + min(end, duration_s))
+        for first, end in runs
+    )
+
+
+def require_whole_characters(name: str, text: str) -> None:
+    """Refuses half a character (a lone surrogate), which JSON can name and UTF-8 cannot write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(f"{name} holds half a character at place {error.start}") from None
