@@ -148,21 +148,22 @@ def to_timeline(sample: Sample, pictures: Thumbnails) -> Timeline:
 def _dismissed(annotation: Annotation, pictures: Thumbnails) -> list[int]:
     """Finds the pictures of the seconds that the check refused."""
     refused = {frame.second for frame in annotation.frames if frame.relevant is False}
-    at_second = zip(pictures.time_s, pictures.source_idx, strict=True)
-    return [source_idx for time_s, source_idx in at_second if int(time_s) in refused]
+    start_s, at_time = annotation.start_s, zip(pictures.time_s, pictures.source_idx, strict=True)
+    return [source_idx for time_s, source_idx in at_time if int(time_s - start_s) in refused]
 
 
 def _passages(annotation: Annotation) -> Iterable[Passage]:
     """Takes clips and captions; where nothing in particular is asked for, none stands out."""
-    clip_s, end_s = annotation.clip_s, annotation.duration_s
+    end_s = annotation.start_s + annotation.duration_s
+    starts_s = [annotation.start_s + c * annotation.clip_s for c in range(len(annotation.captions))]
     return [
         Passage(
-            span=TimeSpan(start_s=clip * clip_s, end_s=min((clip + 1) * clip_s, end_s)),
+            span=TimeSpan(start_s=start_s, end_s=min(start_s + annotation.clip_s, end_s)),
             text=caption or "(could not be read)",
             is_picked=clip in annotation.clips,
         )
-        for clip, caption in enumerate(annotation.captions)
-        if clip * clip_s < end_s
+        for clip, (start_s, caption) in enumerate(zip(starts_s, annotation.captions, strict=True))
+        if start_s < end_s
     ]
 
 
