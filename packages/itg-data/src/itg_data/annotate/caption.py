@@ -9,7 +9,7 @@ that happens to more than a fifth of a video, its question is dropped.
 from dataclasses import dataclass
 
 from itg_data.annotate.desk import Bill, Desk, UnansweredError, all_of
-from itg_data.annotate.frames import LostPictureError, VideoPictures
+from itg_data.annotate.frames import VideoPictures
 from itg_data.annotate.requests import Request
 
 _MAX_GAPS = 0.2
@@ -42,8 +42,6 @@ async def describe_clips(
         )
         try:
             answer = await desk.ask(request, bill, pictures=pictures)
-        except LostPictureError:
-            failures.append(UnansweredError("unreadable_video", f"frames of clip {clip} are lost"))
         except UnansweredError as error:
             failures.append(error)
         else:

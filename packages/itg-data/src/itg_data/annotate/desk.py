@@ -1,20 +1,20 @@
 """The desk between the stages and the annotator: looks up, asks, keeps, checks, asks once more."""
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
 
 from itg_data.annotate.records import DropReason, TokenCount
 from itg_data.annotate.requests import (
-    AnnotatorError,
     Answer,
     RejectedError,
     Request,
     Sampler,
     Stage,
 )
-from itg_data.errors import RecordError
+from itg_data.errors import ItgError, RecordError
 
 AnswerT = TypeVar("AnswerT")
 
@@ -90,10 +90,11 @@ class Tally:
     """Of the answers asked for, not of those found."""
     completion_tokens: int = 0
 
-    def add(self, other: "Tally") -> None:
-        """Adds another tally to this one."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+    def set_to_sum(self, others: Iterable["Tally"]) -> None:
+        """Makes this the sum of other tallies."""
+        counts = [dataclasses.asdict(other) for other in others]
+        for name in dataclasses.asdict(self):
+            setattr(self, name, sum(count[name] for count in counts))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -132,7 +133,7 @@ class Desk:
         self._annotator = annotator
         self._store = store
         self._places = asyncio.Semaphore(concurrency)
-        self._given_up: AnnotatorError | None = None
+        self._given_up: ItgError | OSError | None = None
 
     async def ask(
         self,
@@ -183,34 +184,38 @@ class Desk:
 
     async def _look_up_or_ask(self, request: Request[AnswerT], pictures: Pictures | None) -> Answer:
         key = request.key(self.sampler)
-        answer = await self._store.claim(key)
-        if answer is not None:
+        known = await self._store.claim(key)
+        if known is not None:
             self.tally.num_known += 1
-            return answer
+            return known
         try:
-            # who waits for a decoder should not keep others from asking, nor who waits to ask
-            # keep pictures in memory
-            if pictures is not None:
-                await pictures.wait()
-            async with self._places:
-                if self._given_up is not None:
-                    raise self._given_up
-                shown = pictures.read() if pictures is not None else ()
-                answer = await self._annotator.ask(request, shown)
-        except AnnotatorError as error:
-            # those who stand in line need not find out for themselves
-            self._given_up = error
+            answer = await self._ask_annotator(request, pictures)
+        except BaseException:
+            await self._store.release(key)
             raise
-        except RejectedError as error:
-            raise UnansweredError("rejected_by_server", f"{request.stage}: {error}") from None
-        finally:
-            if answer is None:
-                await self._store.release(key)
         self.tally.num_asked += 1
         self.tally.prompt_tokens += answer.prompt_tokens
         self.tally.completion_tokens += answer.completion_tokens
         await self._store.store(key, request.stage, self.sampler.model, answer)
         return answer
+
+    async def _ask_annotator(self, request: Request[AnswerT], pictures: Pictures | None) -> Answer:
+        # who waits for a decoder should not keep others from asking, nor who waits to ask keep
+        # pictures in memory
+        if pictures is not None:
+            await pictures.wait()
+        try:
+            async with self._places:
+                if self._given_up is not None:
+                    raise self._given_up
+                shown = pictures.read() if pictures is not None else ()
+                return await self._annotator.ask(request, shown)
+        except (ItgError, OSError) as error:
+            # those who stand in line need not find out for themselves
+            self._given_up = error
+            raise
+        except RejectedError as error:
+            raise UnansweredError("rejected_by_server", f"{request.stage}: {error}") from None
 
 
 ResultT = TypeVar("ResultT")
@@ -219,15 +224,24 @@ SecondT = TypeVar("SecondT")
 
 
 async def all_of(work: Iterable[Awaitable[ResultT]]) -> list[ResultT]:
-    """Does things side by side, all of them to their end, then raises the gravest error, if any.
+    """Does things side by side.
 
-    What was asked is answered and kept even if a sibling fails, so it is not asked again.
+    If one has no answer, the others go on to their end before that is raised: what was asked is
+    worth keeping. Any other error ends them all.
     """
-    results = await asyncio.gather(*work, return_exceptions=True)
-    failures = [result for result in results if isinstance(result, BaseException)]
-    if failures:
-        raise min(failures, key=lambda error: isinstance(error, UnansweredError))
-    return cast("list[ResultT]", results)
+    tasks = [asyncio.ensure_future(one) for one in work]
+    waiting = set(tasks)
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                if not isinstance(task.exception(), UnansweredError):
+                    task.result()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return [task.result() for task in tasks]
 
 
 async def both(first: Awaitable[FirstT], second: Awaitable[SecondT]) -> tuple[FirstT, SecondT]:

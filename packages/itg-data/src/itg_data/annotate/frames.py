@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from itg_data.annotate.desk import UnansweredError
 from itg_data.errors import VideoError
 from itg_data.source import SourceFile
 from itg_data.video import VideoReader, open_video
@@ -244,15 +245,16 @@ class Pictures:
         """
         await self._video.decode(self._clips)
         if any(self._video.read(idx) is None for idx in self._source_idx):
-            raise LostPictureError
+            detail = f"frames of clip {self._clips[0]} or later are lost"
+            raise LostPictureError("unreadable_video", detail)
 
     def read(self) -> list[bytes]:
         """Reads them as JPEG, in the order of time, once they were waited for."""
         return [jpeg for idx in self._source_idx if (jpeg := self._video.read(idx)) is not None]
 
 
-class LostPictureError(Exception):
-    """A picture is lost to damage in the file."""
+class LostPictureError(UnansweredError):
+    """A picture is lost to damage in the file, so what needs it cannot be asked."""
 
 
 async def open_pictures(

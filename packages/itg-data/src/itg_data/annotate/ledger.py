@@ -84,12 +84,12 @@ class Ledger:
 
     async def store(self, key: str, stage: Stage, model: str, answer: Answer) -> None:
         """Keeps an answer, on disk when this returns, and hands it to those who wait for it."""
-        with self._explained():
-            self._db.execute(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)",
-                (key, stage, model, answer.text, answer.prompt_tokens, answer.completion_tokens),
-            )
-        await self.release(key)
+        row = key, stage, model, answer.text, answer.prompt_tokens, answer.completion_tokens
+        try:
+            with self._explained():
+                self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", row)
+        finally:
+            await self.release(key)
 
     async def release(self, key: str) -> None:
         """Gives a claim back; the next who waits for the answer will ask."""

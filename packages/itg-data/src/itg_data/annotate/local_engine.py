@@ -1,7 +1,8 @@
 """Annotates videos side by side on this machine; `ray_engine` does the same on a cluster."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,18 +47,41 @@ async def run_here(
     """Annotates videos in this process; see `RunEngine`."""
     async with open_workshop(config, store, config.out) as shop:
         shop.desk.tally = tally
-        waiting = iter(jobs)
-        under_way: dict[asyncio.Task[tuple[Outcome, ...]], int] = {}
-        try:
-            while True:
-                while len(under_way) < config.videos_at_once and (job := next(waiting, None)):
-                    under_way[asyncio.create_task(annotate_video(job[1], shop))] = job[0]
-                if not under_way:
-                    return
-                done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield VideoResult(number=under_way.pop(task), outcomes=task.result())
-        finally:
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+
+        async def annotate(job: VideoJob) -> tuple[Outcome, ...]:
+            return await annotate_video(job, shop)
+
+        async with aclosing(side_by_side(jobs, annotate, config.videos_at_once)) as results:
+            async for result in results:
+                yield result
+
+
+async def side_by_side(
+    jobs: Iterable[tuple[int, VideoJob]],
+    annotate: Callable[[VideoJob], Awaitable[tuple[Outcome, ...]]],
+    limit: int,
+) -> AsyncGenerator[VideoResult]:
+    """Does up to `limit` jobs at a time, drawn as there is room; ends them all when it is closed.
+
+    Raises:
+        Exception: What a job raised, as it raised it.
+    """
+
+    async def number_and_annotate(number: int, job: VideoJob) -> VideoResult:
+        return VideoResult(number=number, outcomes=await annotate(job))
+
+    waiting = iter(jobs)
+    under_way: set[asyncio.Task[VideoResult]] = set()
+    try:
+        while True:
+            while len(under_way) < limit and (job := next(waiting, None)) is not None:
+                under_way.add(asyncio.create_task(number_and_annotate(*job)))
+            if not under_way:
+                return
+            done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)

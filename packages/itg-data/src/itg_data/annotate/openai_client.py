@@ -10,12 +10,9 @@ import base64
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from itg_data.annotate.requests import AnnotatorError, Answer, RejectedError, Request, Sampler
-
-if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletion
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +104,10 @@ class OpenAIAnnotator:
         self, request: Request[AnswerT], pictures: Sequence[bytes], *, with_schema: bool
     ) -> Answer:
         openai = self._openai
+        # untyped: a body made piece by piece fits none of the client's overloads
+        create: Any = self._client.chat.completions.create
         try:
-            completion: ChatCompletion = await self._client.chat.completions.create(
-                **self._to_body(request, pictures, with_schema=with_schema)
-            )
+            completion = await create(**self._to_body(request, pictures, with_schema=with_schema))
         except openai.APIStatusError as error:
             if error.status_code in (400, 413, 422):
                 may_be_the_schema = with_schema and self._config.structured == "auto"
@@ -153,7 +150,7 @@ class OpenAIAnnotator:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
-    def _to_answer(self, completion: "ChatCompletion") -> Answer:
+    def _to_answer(self, completion: Any) -> Answer:
         # the client hands on whatever JSON the server sends, or even text
         choices = getattr(completion, "choices", None)
         if not choices or choices[0].message is None:
