@@ -1,6 +1,6 @@
 """Small videos, encoded on the spot, every frame of which can be told from the others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def annotate_truly(record: GroundingRecord, **change: Any) -> Annotation:
     ]
     fields: dict[str, Any] = {
         "id": record.id,
-        "video": record.video,
+        "video": record.video.removeprefix("videos/"),
         "question": record.question,
         "answer": record.answer,
         "split": record.split,
@@ -128,18 +128,18 @@ def annotate_truly(record: GroundingRecord, **change: Any) -> Annotation:
 
 @pytest.fixture
 def annotated_set(scripted_root: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a set: `annotated_set(changes={3: {"question": "..."}}, skip=(0,))`."""
+    """Writes a set: `annotated_set(changes={3: {"question": "..."}})`."""
 
-    def make(changes: dict[int, dict[str, Any]] | None = None, skip: Sequence[int] = ()) -> Path:
+    def make(changes: dict[int, dict[str, Any]] | None = None, videos: Path | None = None) -> Path:
         records = read_jsonl(scripted_root / "records.jsonl", GroundingRecord)
         root = tmp_path / "annotated"
         root.mkdir()
+        (root / "videos").symlink_to(videos or scripted_root / "videos")
         write_jsonl(
             root / "annotations.jsonl",
             (
                 annotate_truly(record, **(changes or {}).get(place, {}))
                 for place, record in enumerate(records)
-                if place not in skip
             ),
         )
         dropped = DroppedSample(

@@ -1,4 +1,7 @@
+import gc
 import json
+import tracemalloc
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -7,10 +10,14 @@ from itg_data.errors import RecordError
 from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_data.published import read_published
 from itg_data.records import SCHEMA_VERSION, GroundingRecord, from_json, to_json
-from itg_data.sets import SetFolder
+from itg_data.sets import Sample, SetFolder, parquet
 from itg_data.sets.derive import write_derived
 from itg_data.sets.parquet import arrow_schema
-from itg_data.sets.statistics import Distribution, measure_set
+from itg_data.sets.statistics import Distribution, SetStatistics, measure_set
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
 
 
 def test_records_for_training_are_what_the_annotations_say(annotated_set, scripted_root):
@@ -59,7 +66,7 @@ def test_the_card_says_what_is_in_the_set_and_how_it_was_made(annotated_set):
 
 def test_everything_made_from_the_same_annotations_is_the_same(annotated_set):
     root = annotated_set()
-    made = {path.name: path.read_bytes() for path in root.iterdir()}
+    made = contents(root)
     assert set(made) == {
         "README.md",
         "annotations.jsonl",
@@ -69,19 +76,19 @@ def test_everything_made_from_the_same_annotations_is_the_same(annotated_set):
         "video_itg_data.json",
     }
     write_derived(root)
-    assert {path.name: path.read_bytes() for path in root.iterdir()} == made
+    assert contents(root) == made
 
 
 def test_a_bad_line_leaves_the_files_that_were_there(annotated_set):
     root = annotated_set()
-    made = {path.name: path.read_bytes() for path in root.iterdir()}
+    made = contents(root)
     with (root / "annotations.jsonl").open("a") as file:
         file.write("{}\n")
     with pytest.raises(RecordError, match=r"annotations.jsonl:\d+: schema_version"):
         write_derived(root)
-    del made["annotations.jsonl"]
-    assert {name: (root / name).read_bytes() for name in made} == made
-    assert len(list(root.iterdir())) == len(made) + 1
+    assert {name for name, data in contents(root).items() if data != made.get(name)} == {
+        "annotations.jsonl"
+    }
 
 
 def test_an_empty_set_has_all_its_files(tmp_path):
@@ -128,6 +135,33 @@ def test_quantiles_are_values_that_were_counted():
         "max": 9,
     }
     assert Distribution().summarise() is None
+
+
+def test_memory_does_not_grow_with_the_set(annotated_set, monkeypatch):
+    monkeypatch.setattr(parquet, "_ROWS_PER_GROUP", 20)
+    add = SetStatistics.add
+
+    def add_and_tidy(self: SetStatistics, sample: Sample) -> None:
+        add(self, sample)
+        if self.num_samples % 20 == 0:  # json's encoders wait for the collector
+            gc.collect()
+
+    monkeypatch.setattr(SetStatistics, "add", add_and_tidy)
+    root = annotated_set()
+    (line, *_) = (root / "annotations.jsonl").read_bytes().splitlines(keepends=True)
+    peaks: list[int] = []
+    gc.collect()
+    gc.freeze()
+    for num_lines in (40, 40, 240):  # the first time only warms up
+        (root / "annotations.jsonl").write_bytes(line * num_lines)
+        tracemalloc.start()
+        try:
+            write_derived(root)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    gc.unfreeze()
+    assert peaks[2] < 1.2 * peaks[1]
 
 
 def test_annotations_survive_writing_and_reading(annotated_set):

@@ -15,7 +15,7 @@ import tyro
 
 from itg_data.annotate.cli import Annotate
 from itg_data.errors import ItgError, VideoError
-from itg_data.sets.cli import Check, Import, Stats
+from itg_data.sets.cli import Check, Import, Stats, View
 from itg_data.video import Backend, open_video
 
 EXIT_OK, EXIT_BAD_INPUT = 0, 2
@@ -68,6 +68,7 @@ COMMANDS: dict[str, type[Command]] = {
     "annotate": Annotate,
     "check": Check,
     "stats": Stats,
+    "view": View,
     "import": Import,
 }
 

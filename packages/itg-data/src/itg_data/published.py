@@ -131,6 +131,11 @@ def publishing(path: str | os.PathLike[str]) -> Generator[Callable[[Annotation],
         file.write("\n]\n")
 
 
+def round_trip(number: int, annotation: Annotation) -> GroundingRecord:
+    """Gives what an annotation becomes when it is written as number `number` and read again."""
+    return _to_record(_to_published(number, annotation), "frame_num", None)
+
+
 def _to_published(number: int, annotation: Annotation) -> dict[str, Any]:
     motion, existence = _FLAGS_OF_TYPE[annotation.question_type]
     return {

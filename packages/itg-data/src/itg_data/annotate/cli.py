@@ -84,8 +84,9 @@ class Annotate:
     """Longer side of the pictures in pixels."""
 
     features: str = "thumbnails"
-    """What frames are compared by: thumbnails, or the folder of a CLIP or SigLIP checkpoint, as the
-    method has it, which needs itg-data[local]."""
+    """What frames are compared by, to thin those that look alike: thumbnails, or the folder of a
+    CLIP or SigLIP checkpoint, as the method has it, which needs itg-data[local]. none thins
+    nothing: every second of the chosen clips is kept."""
 
     num_decoders: int | None = None
     """Videos decoded at the same time; None for one per core."""

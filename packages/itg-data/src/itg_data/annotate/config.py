@@ -71,7 +71,7 @@ class RunConfig:
     sampler: Sampler
     pictures: PictureConfig = field(default_factory=PictureConfig)
     features: str = THUMBNAILS
-    """`thumbnails`, or the folder of a CLIP or SigLIP checkpoint."""
+    """`thumbnails`, `none`, or the folder of a CLIP or SigLIP checkpoint."""
     concurrency: int = 16
     """Requests under way at the same time."""
     num_decoders: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))

@@ -19,6 +19,8 @@ from PIL import Image
 Float32 = npt.NDArray[np.float32]
 
 THUMBNAILS = "thumbnails"
+NOTHING = "none"
+"""Frames are not compared: every second of the candidates is kept."""
 _GRID = (16, 12)
 
 
@@ -62,12 +64,14 @@ def to_unit_length(vectors: Float32) -> Float32:
     return vectors / np.maximum(lengths, 1e-6)
 
 
-def load_features(name: str, device: str = "auto") -> FrameFeatures:
-    """Gives the features by name: `thumbnails`, or the folder of a CLIP or SigLIP checkpoint.
+def load_features(name: str, device: str = "auto") -> FrameFeatures | None:
+    """Gives features by name: `thumbnails`, `none`, or the folder of a CLIP or SigLIP checkpoint.
 
     Raises:
         ItgError: The folder holds no such checkpoint, or the extra `itg-data[local]` is missing.
     """
+    if name == NOTHING:
+        return None
     if name == THUMBNAILS:
         return Thumbnails()
     from itg_data.annotate.local import ImageTower

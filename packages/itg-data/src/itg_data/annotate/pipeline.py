@@ -22,7 +22,7 @@ from itg_data.annotate.check import check_frames
 from itg_data.annotate.classify import classify_question
 from itg_data.annotate.cues import find_cues
 from itg_data.annotate.desk import Bill, Desk, UnansweredError, all_of, both
-from itg_data.annotate.features import FrameFeatures
+from itg_data.annotate.features import NOTHING, FrameFeatures
 from itg_data.annotate.frames import (
     CLIP_S,
     Decoders,
@@ -71,7 +71,8 @@ class Workshop:
     desk: Desk
     decoders: Decoders
     pictures: PictureConfig
-    features: FrameFeatures
+    features: FrameFeatures | None
+    """None keeps every candidate."""
 
 
 async def annotate_video(job: VideoJob, shop: Workshop) -> tuple[Outcome, ...]:
@@ -142,7 +143,7 @@ async def _label_pair(pair: QaPair, video: VideoPictures, shop: Workshop) -> Ann
         model=desk.sampler.model,
         seed=desk.sampler.seed,
         temperature=desk.sampler.temperature,
-        features=shop.features.name,
+        features=shop.features.name if shop.features else NOTHING,
         prompts=tuple(PromptHash(stage=stage, sha256=prompt_sha256(stage)) for stage in asked),
         tokens=bill.to_token_count(),
     )
@@ -152,7 +153,8 @@ async def _keep(
     question_type: QuestionType, candidates: Sequence[int], video: VideoPictures, shop: Workshop
 ) -> tuple[int, ...]:
     """Thins the candidates where they look alike; seconds without a picture are left out."""
-    if not wants_diversity(question_type):
+    compare = shop.features
+    if compare is None or not wants_diversity(question_type):
         return tuple(candidates)
     readable = await _readable(candidates, video)
 
@@ -160,7 +162,7 @@ async def _keep(
         some = (
             readable[i : i + _FEATURES_AT_ONCE] for i in range(0, len(readable), _FEATURES_AT_ONCE)
         )
-        return np.concatenate([shop.features(video.of_seconds(s).read()) for s in some])
+        return np.concatenate([compare(video.of_seconds(s).read()) for s in some])
 
     features = await asyncio.get_running_loop().run_in_executor(shop.decoders.executor, encode)
     return tuple(readable[place] for place in pick_diverse(features))

@@ -151,7 +151,8 @@ def _classify(inputs: Inputs, judge: Judge) -> dict[str, Any]:
     wanted = read_wanted(inputs.question)
     return {
         "motion": judge.says(wanted.motion is not None),
-        "existence": judge.says(wanted.whole_video),
+        # no thing in particular is asked for: with motion, it is the movement that is
+        "existence": judge.says(wanted.colour is None),
     }
 
 

@@ -47,8 +47,7 @@ class Serve:
         """Serves until interrupted."""
         if not self.root.exists():
             print(f"writing a scripted set to {self.root} ...", file=sys.stderr)
-            records = load_or_write_dataset(self.root, self.synthetic)
-            write_jsonl(self.root / "qa.jsonl", _questions(records))
+            write_set(self.root, self.synthetic)
         scripted = ScriptedSet(self.root)
         with ScriptedServer(scripted, self.behaviour, self.host, self.port) as server:
             print(server.base_url, flush=True)
@@ -58,6 +57,15 @@ class Serve:
             except KeyboardInterrupt:
                 print(json.dumps(server.tally.snapshot()), file=sys.stderr)
         return 0
+
+
+def write_set(root: Path, config: SyntheticConfig) -> None:
+    """Writes a scripted set and, beside it, `qa.jsonl`: what a pipeline may know of it.
+
+    Raises:
+        FileExistsError: `root` is there and is another set.
+    """
+    write_jsonl(root / "qa.jsonl", _questions(load_or_write_dataset(root, config)))
 
 
 def _questions(records: Sequence[GroundingRecord]) -> Iterator[QaPair]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from itg_data.annotate.records import Annotation
 from itg_data.errors import RecordError, VideoError
 from itg_data.jsonl import read_jsonl
-from itg_data.published import read_published
+from itg_data.published import read_published, round_trip
 from itg_data.records import GroundingRecord
 from itg_data.sets.folder import Sample, SetFolder
 from itg_data.sets.statistics import SetStatistics
@@ -145,11 +145,10 @@ def look_at_video(path: Path) -> VideoFacts | str:
 
 def check_ranges(sample: Sample, video: VideoFacts) -> Iterator[tuple[str, str]]:
     """Holds a sample's times against its video; yields fields and complaints."""
-    longest_s = video.duration_s + video.frame_s
+    end_s = float(video.times_s[0]) + video.duration_s
     for place, span in enumerate(sample.record.spans):
-        if span.end_s > longest_s:
-            end_s, duration_s = round(span.end_s, 3), round(video.duration_s, 3)
-            yield f"spans[{place}]", f"ends at {end_s} s, the video at {duration_s} s"
+        if span.end_s > end_s + video.frame_s:
+            yield f"spans[{place}]", f"ends at {span.end_s:.6g} s, the video at {end_s:.6g} s"
         elif not _holds_frame(video.times_s, span.start_s, span.end_s):
             yield f"spans[{place}]", f"holds no frame: [{span.start_s}, {span.end_s}) s"
     if sample.annotation is not None:
@@ -157,9 +156,9 @@ def check_ranges(sample: Sample, video: VideoFacts) -> Iterator[tuple[str, str]]
 
 
 def _check_annotation(annotation: Annotation, video: VideoFacts) -> Iterator[tuple[str, str]]:
-    if abs(annotation.duration_s - video.duration_s) > video.frame_s:
-        duration_s = round(video.duration_s, 3)
-        yield "duration_s", f"is {annotation.duration_s}, the video's is {duration_s}"
+    for name, value in (("start_s", float(video.times_s[0])), ("duration_s", video.duration_s)):
+        if abs(getattr(annotation, name) - value) > video.frame_s:
+            yield name, f"is {getattr(annotation, name):.6g}, the video's is {value:.6g}"
     num_clips = math.ceil(annotation.duration_s / annotation.clip_s)
     if len(annotation.captions) != num_clips:
         yield (
@@ -170,8 +169,10 @@ def _check_annotation(annotation: Annotation, video: VideoFacts) -> Iterator[tup
         if not 0 <= frame.source_idx < len(video.times_s):
             last = len(video.times_s) - 1
             yield f"frames[{place}].source_idx", f"must be in 0..{last}, got {frame.source_idx}"
-        elif abs(video.times_s[frame.source_idx] - frame.second - 0.5) > 0.5 + video.frame_s:
-            time_s = round(float(video.times_s[frame.source_idx]), 3)
+            continue
+        time_s = float(video.times_s[frame.source_idx]) - annotation.start_s
+        if abs(time_s - frame.second - 0.5) > 0.5 + video.frame_s:
+            time_s = round(time_s, 3)
             yield (
                 f"frames[{place}].source_idx",
                 f"frame {frame.source_idx} is shown at {time_s} s, not in second {frame.second}",
@@ -228,46 +229,37 @@ def _check_derived(folder: SetFolder, on_bad: Callable[[RecordError], None]) -> 
     """Compares what was made from the annotations with what would be made from them now."""
     if folder.source != folder.annotations:
         return
-    yield from _compare(folder, folder.records, _read_records(folder), _all_of, on_bad)
-    yield from _compare(folder, folder.published, read_published(folder.published), _labels, on_bad)
-
-
-def _read_records(folder: SetFolder) -> Iterator[GroundingRecord]:
-    return read_jsonl(folder.records, GroundingRecord)
+    records = read_jsonl(folder.records, GroundingRecord)
+    yield from _compare(folder, folder.records, records, lambda _, sample: sample.record, on_bad)
+    yield from _compare(
+        folder,
+        folder.published,
+        read_published(folder.published),
+        lambda place, sample: sample.annotation and round_trip(place, sample.annotation),
+        on_bad,
+    )
 
 
 def _compare(
     folder: SetFolder,
     path: Path,
     made: Iterator[GroundingRecord],
-    essence: Callable[[GroundingRecord | None], object],
+    expect: Callable[[int, Sample], GroundingRecord | None],
     on_bad: Callable[[RecordError], None],
 ) -> Iterator[Finding]:
     """Finds the first record of a file that is not what the annotations say."""
     if not path.is_file():
         yield Finding(where=path.name, message="is missing")
         return
-    wanted = (sample.record for sample in folder.iterate_samples(lambda _: None))
+    samples = folder.iterate_samples(lambda _: None)
     try:
-        for place, (original, record) in enumerate(zip_longest(wanted, made)):
-            if essence(original) != essence(record):
+        for place, (sample, record) in enumerate(zip_longest(samples, made)):
+            if sample is None or expect(place, sample) != record:
                 message = f"differs from {folder.annotations.name} from record {place} on"
                 yield Finding(where=path.name, message=message)
                 return
     except RecordError as error:
         on_bad(error)
-
-
-def _all_of(record: GroundingRecord | None) -> object:
-    return record
-
-
-def _labels(record: GroundingRecord | None) -> object:
-    """What the published format keeps; it does not know where a video's last second ends."""
-    if record is None:
-        return None
-    starts_s = [span.start_s for span in record.spans]
-    return record.video, record.question.strip(), record.question_type, starts_s
 
 
 def _check_labels(statistics: SetStatistics) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ import tyro
 from itg_data.errors import RecordError
 from itg_data.jsonl import write_jsonl
 from itg_data.published import Labels, read_published
-from itg_data.sets.folder import SetFolder
+from itg_data.sets.folder import Sample, SetFolder
 from itg_data.sets.table import write_table
 
 EXIT_OK, EXIT_UNSOUND = 0, 1
@@ -46,7 +47,7 @@ class Check:
         from itg_data.sets.check import check_set
 
         folder = SetFolder(self.set)
-        with _progress("reading videos") as on_video:
+        with progress("reading videos") as on_video:
             report = check_set(
                 folder, self.videos or self.set, num_workers=self.num_workers, on_video=on_video
             )
@@ -93,6 +94,50 @@ class Stats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """Write pages to look at: frames over time with labels, captions and retrieval's reasons.
+
+    Each sample becomes one HTML file that opens anywhere, without a network; `index.html` leads to
+    them. Prints the index's path. A video that cannot be read is named on stderr and in the index.
+    """
+
+    set: SetArgument
+    """Folder of the set."""
+
+    out: Path
+    """Folder to write to; made if it is not there."""
+
+    videos: Path | None = None
+    """Folder that the records' video paths are relative to; None means SET itself."""
+
+    limit: int = 50
+    """Most samples to show: the set's first ones, some 100 kB to 3 MB each. 0 for all."""
+
+    ids: tuple[str, ...] = ()
+    """Show these records instead."""
+
+    def run(self) -> int:
+        """Writes the pages."""
+        from itg_data.sets.view import write_pages
+
+        samples = self._choose(SetFolder(self.set))
+        with progress("writing pages") as on_page:
+            complaints = write_pages(samples, self.videos or self.set, self.out, on_page)
+        for complaint in complaints:
+            print(f"itg-data view: {to_one_line(complaint)}", file=sys.stderr)
+        print(self.out / "index.html")
+        return EXIT_UNSOUND if complaints else EXIT_OK
+
+    def _choose(self, folder: SetFolder) -> list[Sample]:
+        if not self.ids:
+            return list(islice(folder.iterate_samples(), self.limit or None))
+        chosen = [s for s in folder.iterate_samples() if s.record.id in self.ids]
+        if missing := sorted(set(self.ids) - {sample.record.id for sample in chosen}):
+            raise RecordError(f"{folder.source}: ids must be of records, got {missing[0]!r}")
+        return chosen
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Import:
     """Turn the published data set's file into records that itg-train reads.
 
@@ -136,7 +181,7 @@ def to_one_line(text: str) -> str:
 
 
 @contextmanager
-def _progress(what: str) -> Generator[Callable[[int, int], None]]:
+def progress(what: str) -> Generator[Callable[[int, int], None]]:
     """Yields what shows (done, in all) on stderr, with rate and time left, where people see it."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
