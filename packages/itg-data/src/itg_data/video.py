@@ -224,7 +224,7 @@ def open_video(
     path: str | os.PathLike[str],
     *,
     backend: Backend = "auto",
-    resize_to: tuple[int, int] | None = None,
+    resize_to: tuple[int, int] | int | None = None,
     num_threads: int = 0,
 ) -> VideoReader:
     """Opens a video for reading frames by index.
@@ -233,7 +233,8 @@ def open_video(
         path: A local file. The name is never interpreted: not as an address, not as a pattern.
         backend: `auto` is PyAV, which reads every file exactly; `decord` refuses those that it
             would get wrong.
-        resize_to: (height, width) of the frames as shown; the decoder's scaler resizes, filtered
+        resize_to: (height, width) of the frames as shown, or the length of their longer side,
+            which keeps their shape and never enlarges; the decoder's scaler resizes, filtered
             against aliasing. None keeps the native size.
         num_threads: Decoding threads; 0 for one per core that the process may use, at most 8.
 
@@ -245,20 +246,22 @@ def open_video(
         raise ValueError(f"backend must be auto, decord or pyav, got {backend!r}")
     if num_threads < 0:
         raise ValueError(f"num_threads must be >= 0, got {num_threads}")
-    if resize_to is not None and min(resize_to) < 1:
-        raise ValueError(f"resize_to must be (height, width), both >= 1, got {resize_to}")
+    if resize_to is not None and np.min(resize_to) < 1:
+        raise ValueError(
+            f"resize_to must be (height, width) or a length, all >= 1, got {resize_to}"
+        )
     source = SourceFile(path)
     try:
         probe = probe_video(source)
-        if backend == "decord" and (
-            refusal := decord_refusal(probe, resizes=resize_to is not None)
-        ):
+        size = _frame_size(probe, resize_to)
+        resizes = size != (probe.height, probe.width)
+        if backend == "decord" and (refusal := decord_refusal(probe, resizes=resizes)):
             raise VideoError(source.path, refusal)
         return VideoReader(
             source,
             probe,
             "decord" if backend == "decord" else "pyav",
-            resize_to or (probe.height, probe.width),
+            size,
             num_threads or min(count_cores(), _MAX_THREADS),
         )
     except DecordError as error:
@@ -267,3 +270,11 @@ def open_video(
     except BaseException:
         source.close()
         raise
+
+
+def _frame_size(probe: VideoProbe, resize_to: tuple[int, int] | int | None) -> tuple[int, int]:
+    if isinstance(resize_to, tuple):
+        return resize_to
+    shown = probe.height, probe.width
+    scale = 1.0 if resize_to is None else min(1.0, resize_to / max(shown))
+    return max(1, round(shown[0] * scale)), max(1, round(shown[1] * scale))

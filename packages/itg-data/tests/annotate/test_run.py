@@ -1,0 +1,203 @@
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from itg_data.annotate.config import ReplayConfig
+from itg_data.annotate.ledger import Ledger
+from itg_data.annotate.openai_client import ServerConfig
+from itg_data.annotate.records import Annotation, DroppedSample
+from itg_data.annotate.requests import AnnotatorError, Answer, Sampler
+from itg_data.annotate.run import RunError, run
+from itg_data.errors import ItgError, RecordError
+from itg_data.jsonl import read_jsonl
+from itg_data.records import GroundingRecord
+from itg_data.video import open_video
+
+
+def annotations(config) -> list[Annotation]:
+    return list(read_jsonl(config.out / "annotations.jsonl", Annotation))
+
+
+def drops(config) -> dict[str, str]:
+    return {d.id: d.reason for d in read_jsonl(config.out / "dropped.jsonl", DroppedSample)}
+
+
+def test_videos_and_questions_become_a_set_that_training_can_read(make_config, make_pair):
+    config = make_config([make_pair(0, split="train"), make_pair(1, video="short.mp4")])
+    state = run(config)
+    first, second = annotations(config)
+    assert (state.num_done, dict(state.dropped)) == (2, {})
+    assert first.question_type == "semantic_motion"
+    assert first.candidate_s == first.label_s == (0, 1, 2, 3, 4)
+    assert len(first.captions) == 3
+    assert second.label_s == (0, 1)
+    records = list(read_jsonl(config.out / "records.jsonl", GroundingRecord))
+    assert [(r.spans[0].start_s, r.spans[0].end_s) for r in records] == [(0, 5), (0, 2)]
+    assert records[0].split == "train"
+    with open_video(config.out / records[0].video) as video:
+        assert video.num_frames == 300
+    assert not list(config.out.glob("shards-*"))
+
+
+def test_pairs_with_the_same_cues_share_their_captions(make_config, make_pair, server):
+    config = make_config([make_pair(n) for n in range(4)])
+    run(config)
+    assert server.stages == {"cues": 4, "caption": 3, "retrieve": 4, "classify": 4, "check": 4}
+
+
+def test_a_finished_run_that_is_started_again_asks_nothing(make_config, make_pair, server):
+    config = make_config([make_pair(n) for n in range(2)])
+    run(config)
+    before = (config.out / "annotations.jsonl").read_bytes()
+    num_asked = len(server.asked)
+    state = run(config)
+    assert len(server.asked) == num_asked
+    assert state.tally.num_asked == 0
+    assert (config.out / "annotations.jsonl").read_bytes() == before
+
+
+def test_a_pair_that_is_added_later_costs_only_its_own_requests(make_config, make_pair, server):
+    run(make_config([make_pair(0)]))
+    run(make_config([make_pair(0), make_pair(1)]))
+    assert server.stages == {"cues": 2, "caption": 3, "retrieve": 2, "classify": 2, "check": 2}
+
+
+def test_another_seed_asks_anew(make_config, make_pair, server):
+    run(make_config([make_pair(0)]))
+    num_asked = len(server.asked)
+    run(make_config([make_pair(0)], sampler=Sampler(model="told-what-to-say", seed=1)))
+    assert len(server.asked) == 2 * num_asked
+    assert {asked.body["seed"] for asked in server.asked} == {0, 1}
+
+
+def test_a_replayed_ledger_makes_the_same_set_without_a_server(make_config, make_pair, tmp_path):
+    config = make_config([make_pair(n) for n in range(2)])
+    run(config)
+    replay = ReplayConfig(cassette=config.out / "ledger.sqlite")
+    again = make_config([make_pair(n) for n in range(2)], out=tmp_path / "again", annotator=replay)
+    run(again)
+    for name in ("annotations.jsonl", "records.jsonl", "dropped.jsonl"):
+        assert (again.out / name).read_bytes() == (config.out / name).read_bytes()
+
+
+def test_a_cassette_without_the_answer_ends_the_run_and_says_what_it_holds(
+    make_config, make_pair, tmp_path
+):
+    config = make_config([make_pair(0)])
+    run(config)
+    replay = ReplayConfig(cassette=config.out / "ledger.sqlite")
+    other = make_config([make_pair(7)], out=tmp_path / "other", annotator=replay)
+    with pytest.raises(AnnotatorError, match=r"holds no answer .* recorded with told-what-to-say"):
+        run(other)
+
+
+def test_a_file_that_is_no_cassette_is_refused(make_config, make_pair, tmp_path):
+    (tmp_path / "notes.txt").write_text("no database, and long enough to be seen as one" * 99)
+    config = make_config([make_pair(0)], annotator=ReplayConfig(cassette=tmp_path / "notes.txt"))
+    with pytest.raises(ItgError, match=r"notes.txt: file is not a database"):
+        run(config)
+
+
+def test_a_video_is_opened_and_decoded_once_for_all_of_its_pairs(
+    make_config, make_pair, monkeypatch
+):
+    opened: list[str] = []
+    read: list[int] = []
+
+    def count(path, **options):
+        opened.append(Path(path).name)
+        video = open_video(path, **options)
+        real_read = video.read
+        monkeypatch.setattr(
+            video, "read", lambda idx: (read.extend(idx.tolist()), real_read(idx))[1]
+        )
+        return video
+
+    monkeypatch.setattr("itg_data.annotate.frames.open_video", count)
+    run(make_config([make_pair(n) for n in range(3)]))
+    assert opened == ["long.mp4"]
+    assert read == sorted(set(read))
+    assert len(read) > 30
+
+
+def test_the_set_does_not_depend_on_who_is_done_first(make_config, make_pair, tmp_path):
+    pairs = [make_pair(n, video=("long.mp4", "short.mp4")[n % 2]) for n in range(6)]
+    one = make_config(pairs, concurrency=1, num_decoders=1)
+    many = make_config(pairs, out=tmp_path / "many", concurrency=16, num_decoders=4)
+    run(one)
+    run(many)
+    assert [a.id for a in annotations(one)] == ["q0", "q2", "q4", "q1", "q3", "q5"]
+    assert annotations(one) == annotations(many)
+
+
+def test_two_runs_may_not_write_to_one_folder(make_config, make_pair, server):
+    config = make_config([make_pair(0)])
+    complaints: list[str] = []
+
+    def start_another(_state):
+        if not complaints:
+            with pytest.raises(RunError) as caught:
+                run(config)
+            complaints.append(str(caught.value))
+
+    run(config, start_another)
+    assert "another run is writing here" in complaints[0]
+
+
+def test_an_id_that_is_there_twice_is_refused_before_anything_is_asked(
+    make_config, make_pair, server
+):
+    with pytest.raises(RecordError, match=r"qa.jsonl:2: id 'q0' is there twice"):
+        run(make_config([make_pair(0), make_pair(0)]))
+    assert not server.asked
+
+
+def test_no_api_key_is_written_down(make_config, make_pair, server):
+    secret = ServerConfig(base_url=server.base_url, api_key="sk-secret")
+    config = make_config([make_pair(0)], annotator=secret)
+    run(config)
+    described = json.loads((config.out / "config.json").read_text())
+    assert described["sampler"]["model"] == "told-what-to-say"
+    assert not any(b"sk-secret" in path.read_bytes() for path in config.out.glob("*.*"))
+
+
+def test_a_dead_server_ends_the_run_with_one_line_and_the_next_run_goes_on(
+    make_config, make_pair, server
+):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        config = make_config([make_pair(0)], annotator=ServerConfig(base_url=nobody, max_retries=0))
+        with pytest.raises(AnnotatorError, match=r"does not answer .* start again"):
+            run(config)
+    run(make_config([make_pair(0)]))
+    assert len(annotations(config)) == 1
+
+
+def test_a_server_that_dies_on_the_way_is_asked_nothing_twice(make_config, make_pair, server):
+    def die(asked):
+        return (
+            server.Reply("out of memory", 500) if len(server.asked) > 6 else server.sensible(asked)
+        )
+
+    pairs = [make_pair(n) for n in range(3)]
+    server.reply = die
+    config = make_config(pairs, annotator=ServerConfig(base_url=server.base_url, max_retries=0))
+    with pytest.raises(AnnotatorError, match=r"answers 500: .*out of memory"):
+        run(config)
+    num_answered = sum(server.answered.values())
+    assert num_answered == 6
+    server.reply = server.sensible
+    state = run(config)
+    assert state.tally.num_asked == 15 - num_answered
+    assert set(server.answered.values()) == {1}
+
+
+def test_the_ledger_is_flushed_answer_by_answer(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    answer = Answer(text="{}", prompt_tokens=1, completion_tokens=2)
+    asyncio.run(ledger.store("key", "cues", "model", answer))
+    # a second connection sees what a killed process would have left
+    assert Ledger(tmp_path / "ledger.sqlite", read_only=True).get("key") == answer
