@@ -18,10 +18,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from itg_model.errors import CheckpointError
 from itg_model.model import VIDEO_TOKEN_ID
-
-# As the reference rounds: x / 255 in float64, then float32, then (x - 0.5) / 0.5 in float32.
-_GREY_LEVELS = (np.arange(256) * (1 / 255)).astype(np.float32)
-_NORMALISED = (_GREY_LEVELS - np.float32(0.5)) / np.float32(0.5)
+from itg_model.pixels import NORMALISED
 
 
 def preprocess_frames(
@@ -45,7 +42,7 @@ def preprocess_frames(
     pixels = np.empty((len(frames), 3, image_size, image_size), dtype=np.float32)
 
     def prepare(i: int) -> None:
-        pixels[i] = _NORMALISED[squash(frames[i], image_size)].transpose(2, 0, 1)
+        pixels[i] = NORMALISED[squash(frames[i], image_size)].transpose(2, 0, 1)
 
     with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(prepare, range(len(frames))))
