@@ -97,7 +97,6 @@ def _describe(path: str, backend: Backend) -> dict[str, object]:
             "duration_s": video.duration_s,
             "oddities": list(video.probe.oddities),
             "backend": video.backend,
-            "backend_reason": video.backend_reason,
         }
 
 

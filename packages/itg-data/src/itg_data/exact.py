@@ -11,7 +11,7 @@ error belongs to one packet, and a frame counts as good only if no packet from i
 up to its own was damaged. (What a codec decodes without complaint, nobody can tell is wrong.)
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import av.error
 import numpy as np
@@ -30,31 +30,6 @@ Image = npt.NDArray[np.uint8]
 # libswscale widens its filters when it shrinks, so both are free of aliasing
 _INTERPOLATION = "BILINEAR"
 _BT601, _BT709 = 5, 1
-
-
-class Shelf:
-    """Room for the wanted frames, filled in any order; memory is used as it fills."""
-
-    def __init__(self, wanted: Int64Array, height: int, width: int) -> None:
-        self._row_of = {frame: row for row, frame in enumerate(wanted.tolist())}
-        self.images: Image = np.empty((len(wanted), height, width, 3), dtype=np.uint8)
-        """[N, H, W, 3]; rows that are not `filled` hold nothing."""
-        self.filled = np.zeros(len(wanted), dtype=bool)
-
-    def wants(self, frame: int) -> bool:
-        """Whether a frame was asked for and has not come yet."""
-        row = self._row_of.get(frame)
-        return row is not None and not self.filled[row]
-
-    def put(self, frame: int, image: Image) -> None:
-        """Stores a frame that was asked for."""
-        row = self._row_of[frame]
-        self.images[row] = image
-        self.filled[row] = True
-
-    def drop(self, frames: Int64Array) -> None:
-        """Takes frames back that turned out to be damaged."""
-        self.filled[[self._row_of[frame] for frame in frames.tolist()]] = False
 
 
 class DamagedError(Exception):
@@ -152,14 +127,20 @@ class ExactDecoder:
     """Reads frames of one video through PyAV; keeps its place between calls."""
 
     def __init__(
-        self, source: SourceFile, probe: VideoProbe, height: int, width: int, num_threads: int
+        self,
+        source: SourceFile,
+        probe: VideoProbe,
+        height: int,
+        width: int,
+        num_threads: int,
+        finish: Callable[[Image], Image],
     ) -> None:
         self._source = source
         self._probe = probe
-        self._size = (height, width)
+        self._to_rgb = RgbConverter(probe, height, width)
+        self._finish = finish
         # counting only works if every pass gives the same frames, damage or not
         self._num_threads = num_threads if probe.index is not None else 1
-        self._convert = RgbConverter(probe, height, width)
         self._run: _Run | None = None
         self._last_frame = -1
         self._damaged = False
@@ -171,54 +152,56 @@ class ExactDecoder:
             self._run.close()
             self._run = None
 
-    def read(self, wanted: Int64Array) -> Shelf:
+    def read(self, wanted: Int64Array) -> Iterator[tuple[int, Image]]:
         """Decodes frames.
 
         Args:
             wanted: Source indices, ascending and distinct.
 
-        Returns:
-            Their images in that order; frames lost to damage are not filled.
+        Yields:
+            Source index and image of each in that order, but for those lost to damage.
         """
-        shelf = Shelf(wanted, *self._size)
-        if self._probe.index is None:
-            self._read_counting(wanted, shelf)
-            return shelf
-        lost = _hang_on_lost_packets(self._probe.index, wanted)
-        self._read_indexed(wanted[~lost], shelf, self._probe.index)
-        # they may have come out on the way to others, painted over
-        shelf.drop(wanted[lost])
-        return shelf
-
-    def _read_indexed(self, wanted: Int64Array, shelf: Shelf, index: PacketIndex) -> None:
+        index = self._probe.index
+        if index is None:
+            yield from self._read_counting(wanted)
+            return
+        wanted = wanted[~_hang_on_lost_packets(index, wanted)]
+        num_read = 0
         if not self._damaged:
             try:
-                return self._read_directly(wanted, shelf, index)
+                for frame_and_image in self._read_directly(wanted, index):
+                    num_read += 1
+                    yield frame_and_image
             except (DamagedError, av.error.FFmpegError):
                 self._damaged = True
                 self.close()
-                shelf.drop(wanted)
-        return self._read_warily(wanted, shelf, index)
+        yield from self._read_warily(wanted[num_read:], index)
 
-    def _read_directly(self, wanted: Int64Array, shelf: Shelf, index: PacketIndex) -> None:
+    def _read_directly(self, wanted: Int64Array, index: PacketIndex) -> Iterator[tuple[int, Image]]:
         """The way through a sound file: forwards, with jumps over what nobody wants."""
         entry_of = find_entries(index, wanted)
         settled = _settled_frames(index)[wanted]
+        missing = set(wanted.tolist())
+        images: dict[int, Image] = {}
         for frame, entry, last in zip(
             wanted.tolist(), entry_of.tolist(), settled.tolist(), strict=True
         ):
             run = self._run
-            if shelf.wants(frame) and (
+            if frame in missing and (
                 run is None or run.ended or frame <= self._last_frame or entry > run.next_packet
             ):
                 run = self._restart(entry)
             # beyond the frame itself, until all that it may be predicted from has come out too
             while run is not None and not run.ended and self._last_frame < last:
-                self._collect(run.step(), shelf, index)
-            if shelf.wants(frame):
+                for place, image in self._convert_sound(run.step(), missing, index):
+                    images[place] = image
+            if frame not in images:
                 raise DamagedError
+            yield frame, images.pop(frame)
 
-    def _collect(self, frames: Iterable[VideoFrame], shelf: Shelf, index: PacketIndex) -> None:
+    def _convert_sound(
+        self, frames: Iterable[VideoFrame], missing: set[int], index: PacketIndex
+    ) -> Iterator[tuple[int, Image]]:
         for frame in frames:
             if frame.is_corrupt:
                 raise DamagedError
@@ -226,8 +209,12 @@ class ExactDecoder:
             if place is None:
                 continue
             self._last_frame = max(self._last_frame, place)
-            if shelf.wants(place):
-                shelf.put(place, self._convert(frame))
+            if place in missing:
+                missing.remove(place)
+                yield place, self._convert(frame)
+
+    def _convert(self, frame: VideoFrame) -> Image:
+        return self._finish(self._to_rgb(frame))
 
     def _restart(self, entry: int) -> _Run:
         self._last_frame = -1
@@ -245,22 +232,24 @@ class ExactDecoder:
             run = _Run(self._source, self._probe.index, num_threads)
         return run
 
-    def _read_warily(self, wanted: Int64Array, shelf: Shelf, index: PacketIndex) -> None:
+    def _read_warily(self, wanted: Int64Array, index: PacketIndex) -> Iterator[tuple[int, Image]]:
         """The way through a damaged file: stretch by stretch, each error booked on its packet."""
         entry_of = find_entries(index, wanted)
         for entry in np.unique(entry_of).tolist():
             frames = wanted[entry_of == entry]
             packets = index.frame_packet[frames] - entry
-            damaged = self._decode_stretch(entry, int(packets.max()) + 1, shelf, index)
+            damaged, images = self._decode_stretch(entry, int(packets.max()) + 1, frames, index)
             spoilt = np.logical_or.accumulate(damaged)[packets]
-            shelf.drop(frames[spoilt])
+            for frame in frames[~spoilt].tolist():
+                yield frame, images.pop(frame)
 
     def _decode_stretch(
-        self, entry: int, num_packets: int, shelf: Shelf, index: PacketIndex
-    ) -> npt.NDArray[np.bool_]:
+        self, entry: int, num_packets: int, wanted: Int64Array, index: PacketIndex
+    ) -> tuple[npt.NDArray[np.bool_], dict[int, Image]]:
         """Decodes packets from an entry on, on one thread; says which of them were damaged."""
         damaged = np.zeros(num_packets, dtype=bool)
         came_out = np.zeros(num_packets, dtype=bool)
+        missing, images = set(wanted.tolist()), dict[int, Image]()
         run = self._open_run(entry, num_threads=1)
         try:
             while not run.ended:
@@ -280,20 +269,22 @@ class ExactDecoder:
                         continue
                     came_out[owner] = True
                     damaged[owner] |= frame.is_corrupt
-                    if shelf.wants(place):
-                        shelf.put(place, self._convert(frame))
+                    if place in missing:
+                        missing.remove(place)
+                        images[place] = self._convert(frame)
         finally:
             run.close()
         expected = index.frame_packet[index.frame_pts >= index.pts[entry]] - entry
         expected = expected[(expected >= 0) & (expected < num_packets)]
         damaged[expected] |= ~came_out[expected]
-        return damaged
+        return damaged, images
 
-    def _read_counting(self, wanted: Int64Array, shelf: Shelf) -> None:
+    def _read_counting(self, wanted: Int64Array) -> Iterator[tuple[int, Image]]:
         """The way where packets do not name frames: decode from the start and count."""
         if self._run is None or self._run.ended or wanted[0] <= self._last_frame:
             self._restart(entry=0)
             self._tainted = False
+        missing = set(wanted.tolist())
         run = self._run
         while run is not None and not run.ended and self._last_frame < wanted[-1]:
             packet = run.next_packet
@@ -307,8 +298,8 @@ class ExactDecoder:
             for frame in frames:
                 self._last_frame += 1
                 self._tainted = (self._tainted and not frame.key_frame) or frame.is_corrupt
-                if shelf.wants(self._last_frame) and not self._tainted:
-                    shelf.put(self._last_frame, self._convert(frame))
+                if self._last_frame in missing and not self._tainted:
+                    yield self._last_frame, self._convert(frame)
 
 
 def find_frame(index: PacketIndex, pts: int | None) -> int | None:

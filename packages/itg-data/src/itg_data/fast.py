@@ -14,6 +14,7 @@ import ctypes
 import importlib
 import threading
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -22,6 +23,8 @@ import numpy.typing as npt
 
 from itg_data.probe import Int64Array, Orientation, VideoProbe
 from itg_data.source import SourceFile
+
+Image = npt.NDArray[np.uint8]
 
 _FORMATS = frozenset({"mov", "matroska"})
 # HEVC too is exact while it is sound, but this FFmpeg's decoder passes over damage in it that
@@ -33,6 +36,7 @@ _PIX_FMTS = frozenset(
 _AV_LOG_QUIET, _AV_LOG_ERROR, _AV_LOG_INFO = -8, 16, 32
 _TIME_TOLERANCE_S = 2e-3
 _SINGLE_PRECISION = 1e-6
+_BATCH = 16
 
 
 def _decord() -> Any:
@@ -74,7 +78,13 @@ class DecordDecoder:
     """Reads frames of one video through decord, and notices when it had to make something up."""
 
     def __init__(
-        self, source: SourceFile, probe: VideoProbe, height: int, width: int, num_threads: int
+        self,
+        source: SourceFile,
+        probe: VideoProbe,
+        height: int,
+        width: int,
+        num_threads: int,
+        finish: Callable[[Image], Image],
     ) -> None:
         """Opens the file.
 
@@ -85,6 +95,7 @@ class DecordDecoder:
         resizes = (height, width) != (probe.height, probe.width)
         size = {"height": height, "width": width} if resizes else {}
         self._shape = (height, width, 3)
+        self._finish = finish
         self._watch = _ErrorWatch.shared()
         self._watch.listen(self)
         try:
@@ -111,27 +122,32 @@ class DecordDecoder:
         if (np.abs(drift) > _TIME_TOLERANCE_S + _SINGLE_PRECISION * stamps).any():
             raise DecordError("decord shows its frames at other times")
 
-    def read(self, wanted: Int64Array) -> npt.NDArray[np.uint8]:
+    def read(self, wanted: Int64Array) -> Iterator[tuple[int, Image]]:
         """Decodes frames.
 
         Args:
             wanted: Source indices, ascending and distinct.
 
-        Returns:
-            [N, H, W, 3], all of them in that order.
+        Yields:
+            Source index and image [H, W, 3] of each in that order.
 
         Raises:
             DecordError: decord failed, or its FFmpeg reported an error on the way.
         """
+        for start in range(0, len(wanted), _BATCH):
+            frames = wanted[start : start + _BATCH].tolist()
+            yield from zip(frames, map(self._finish, self._read_batch(frames)), strict=True)
+
+    def _read_batch(self, frames: list[int]) -> Image:
         decord = _decord()
         heard_before = self._watch.num_errors
         try:
-            batch = np.asarray(self._reader.get_batch(wanted.tolist()).asnumpy(), dtype=np.uint8)
+            batch = np.asarray(self._reader.get_batch(frames).asnumpy(), dtype=np.uint8)
         except (decord.DECORDError, RuntimeError) as error:
             raise DecordError(f"decord failed ({_first_line(error)})") from None
         if self._watch.num_errors != heard_before:
             raise DecordError("decord met damage and would paint over it")
-        if batch.shape != (len(wanted), *self._shape):
+        if batch.shape != (len(frames), *self._shape):
             raise DecordError(f"decord returned frames of shape {batch.shape[1:]}")
         return batch
 

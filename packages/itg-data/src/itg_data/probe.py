@@ -35,6 +35,8 @@ _CLEAN_KEYFRAME_CODECS = frozenset(
     {"vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "ffv1", "mjpeg", "prores", "dnxhd"}
 )
 
+_FULL_RANGE = 2
+
 # Between Matroska's packets lie a few bytes, at most a cluster's header; damage skips far more.
 _LARGEST_BLOCK_HEADER = 64
 
@@ -83,6 +85,11 @@ class VideoProbe:
     format: str
     codec: str
     pix_fmt: str
+    color_matrix: int
+    """FFmpeg's number: 1 for BT.709, 5 or 6 for BT.601, 2 if the file does not say."""
+    full_range: bool
+    """Whether luma takes all 256 levels instead of 16 to 235."""
+    interlaced: bool
     fps: float
     duration_s: float
     height: int
@@ -164,6 +171,9 @@ def probe_video(source: SourceFile) -> VideoProbe:
         format=header.format,
         codec=header.codec,
         pix_fmt=first.format.name,
+        color_matrix=first.colorspace,
+        full_range=first.color_range == _FULL_RANGE or first.format.name.startswith("yuvj"),
+        interlaced=first.interlaced_frame,
         fps=fps,
         duration_s=duration_s,
         height=height,

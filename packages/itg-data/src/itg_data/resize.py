@@ -5,13 +5,14 @@ way; torch's filters and libswscale's differ. PIL lets go of the interpreter loc
 decode can resize as well.
 """
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Resize = Literal["exact", "fast"]
+
+def keep(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Leaves a frame as it is."""
+    return frame
 
 
 def squash(frame: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

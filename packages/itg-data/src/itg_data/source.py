@@ -16,6 +16,7 @@ from typing import Self
 
 import av
 import av.error
+from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -114,6 +115,30 @@ def read_packets(container: InputContainer, *streams: VideoStream) -> Iterator[P
             # the packet is lost, and was of none that we know
             continue
         return
+
+
+def read_annex_b(
+    container: InputContainer, stream: VideoStream, first_pts: int
+) -> Iterator[Packet]:
+    """Yields packets from a time on with start codes and parameter sets, as hardware takes them.
+
+    Args:
+        container: Read from wherever it stands.
+        stream: H.264 or HEVC.
+        first_pts: Of the packet to begin with, in the stream's ticks.
+
+    Raises:
+        av.error.FFmpegError: The file cannot be read on, or holds no such packet.
+    """
+    annex_b = BitStreamFilterContext(f"{stream.codec_context.name}_mp4toannexb", stream)
+    container.seek(first_pts, stream=stream)
+    started = False
+    for packet in read_packets(container, stream):
+        started |= packet.pts == first_pts
+        if started and packet.size:
+            yield from annex_b.filter(packet)
+    if not started:
+        raise av.error.EOFError(errno.EIO, f"no packet at {first_pts}")
 
 
 def _open_regular(path: str) -> int:

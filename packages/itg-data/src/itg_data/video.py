@@ -1,16 +1,16 @@
 """Frames of a video by source index: exact, upright, with their original times.
 
-Two backends read the same frames. decord is used where a look at the file's packets shows that
-it gives what plain decoding from the start would give (`itg_data.fast`); PyAV reads everything
-else (`itg_data.exact`). An explicit choice is never replaced: decord on a file it gets wrong
-raises. Colours follow the file's own matrix and range, rotation metadata is applied, and nothing
-is interpolated in time. A reader is not for sharing between threads.
+Two backends read the same frames. PyAV (`itg_data.exact`) reads every file that FFmpeg can decode.
+decord reads those where a look at the packets shows that it gives what plain decoding from the
+start would give (`itg_data.fast`), and raises on others. Colours follow the file's own matrix and
+range, rotation metadata is applied, and nothing is interpolated in time. A reader is not for
+sharing between threads, though its streams decode on several.
 """
 
-import logging
 import os
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
@@ -21,31 +21,15 @@ from itg_data.errors import VideoError
 from itg_data.exact import ExactDecoder
 from itg_data.fast import DecordDecoder, DecordError, decord_refusal
 from itg_data.probe import VideoProbe, probe_video
-from itg_data.resize import Resize, squash
+from itg_data.resize import keep, squash
 from itg_data.source import SourceFile
+from itg_data.stream import Decoder, FrameBatch, FrameStream, Image, count_cores
+
+__all__ = ["Backend", "FrameBatch", "FrameStream", "VideoReader", "open_video"]
 
 Backend = Literal["auto", "decord", "pyav"]
 
-logger = logging.getLogger(__name__)
-
 _MAX_THREADS = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FrameBatch:
-    """Frames in the order they were asked for; what the file could not give is named apart."""
-
-    frames: npt.NDArray[np.uint8]
-    """[N, H, W, 3] RGB."""
-    source_idx: npt.NDArray[np.int64]
-    """[N]"""
-    time_s: npt.NDArray[np.float64]
-    """[N] original presentation time of each frame."""
-    missing_source_idx: npt.NDArray[np.int64]
-    """[M] frames asked for but lost to damage, in the order asked."""
-    source_height: int
-    """Height of the video as shown, whatever the frames were resized to."""
-    source_width: int
 
 
 class VideoReader:
@@ -53,8 +37,9 @@ class VideoReader:
 
     Attributes:
         path: The file as the caller named it.
+        source: The open file.
+        probe: All that its packets tell.
         backend: `decord` or `pyav`: what reads the frames.
-        backend_reason: Why that one.
         num_frames: Frames that the file shows, counted, not believed.
         fps: Average frame rate in Hz.
         height: Of the frames as shown, after rotation and before `resize_to`.
@@ -66,26 +51,22 @@ class VideoReader:
         self,
         source: SourceFile,
         probe: VideoProbe,
-        decoder: ExactDecoder | DecordDecoder,
-        backend_reason: str,
+        backend: Literal["decord", "pyav"],
         frame_size: tuple[int, int],
-        exact: Callable[[], ExactDecoder] | None = None,
+        num_threads: int,
     ) -> None:
         self.path = source.path
         self.probe = probe
-        self.backend: Literal["decord", "pyav"] = (
-            "decord" if isinstance(decoder, DecordDecoder) else "pyav"
-        )
-        self.backend_reason = backend_reason
+        self.backend = backend
         self.num_frames = len(probe.times_s)
         self.fps = probe.fps
         self.height = probe.height
         self.width = probe.width
         self.duration_s = probe.duration_s
-        self._source = source
-        self._decoder: ExactDecoder | DecordDecoder = decoder
+        self.source = source
         self._frame_size = frame_size
-        self._exact = exact
+        self._decoder = self._open_decoder(num_threads)
+        self._streams: weakref.WeakSet[FrameStream] = weakref.WeakSet()
         self._closed = False
 
     def read(self, source_idx: Sequence[int] | npt.NDArray[np.integer]) -> FrameBatch:
@@ -103,7 +84,14 @@ class VideoReader:
         """
         asked = self._check(source_idx)
         wanted, row_of_asked = np.unique(asked, return_inverse=True)
-        images, found = self._decode(wanted)
+        images = np.empty((len(wanted), *self._frame_size, 3), dtype=np.uint8)
+        found = np.zeros(len(wanted), dtype=bool)
+        try:
+            for frame, image in self._decoder.read(wanted) if len(wanted) else ():
+                row = np.searchsorted(wanted, frame)
+                images[row], found[row] = image, True
+        except DecordError as error:
+            raise VideoError(self.path, f"{error}; PyAV may read it") from None
         if len(asked) and not found.any():
             raise VideoError(self.path, f"none of the {len(asked)} frames asked for can be decoded")
         here = found[row_of_asked]
@@ -124,88 +112,71 @@ class VideoReader:
         chunk_size: int,
         *,
         size: int | None = None,
-        resize: Resize = "exact",
         ordered: bool = True,
         num_workers: int = 0,
-    ) -> Generator[FrameBatch, None, None]:
+    ) -> FrameStream:
         """Reads frames in chunks, decoding ahead of the caller on several threads.
-
-        Close the generator (`contextlib.closing`) to stop early; the threads end with it.
 
         Args:
             source_idx: [N] places in `0..num_frames - 1`, ascending and distinct.
-            chunk_size: Frames asked for in a chunk, lost ones included; the last may be shorter.
-            size: Side of the square that frames are squashed to; None keeps them as they are.
-            resize: `exact` gives PIL's bicubic filter to the bit, as the reference has it; `fast`
-                stays within two grey levels of it.
-            ordered: False yields frames as they come, each chunk's in ascending order: the first
-                come much sooner, because the video is decoded in many places at once. A chunk
-                without frames may then name lost ones.
+            chunk_size: Frames in a chunk, lost ones included; the last may be shorter.
+            size: Side of the square that frames are squashed to (`itg_data.resize`); None keeps
+                them as they are.
+            ordered: False yields frames as they come, ascending within a chunk. The first come
+                much sooner then, because the video is decoded in many places at once.
             num_workers: Threads; 0 for one per core that the process may use.
 
-        Yields:
-            Every frame asked for once, as a frame or among the missing.
+        Returns:
+            An iterator that gives every frame asked for once, as a frame or among the missing. A
+            chunk may hold no frame but name missing ones; if not one frame of all can be decoded,
+            a `VideoError` ends it. Close it to stop early.
 
         Raises:
             ValueError: An argument is out of range, or the reader is closed.
-            VideoError: Not one of the frames asked for can be decoded; raised at the end.
         """
-        asked = self._check(source_idx)
-        if (np.diff(asked) <= 0).any():
-            raise ValueError("source_idx must be ascending and distinct")
+        wanted = self.check_stream(source_idx, chunk_size, size, num_workers)
+        height, width = self._frame_size if size is None else (size, size)
+        stream = FrameStream(
+            self.probe,
+            wanted,
+            chunk_size,
+            lambda num_threads: self._open_decoder(num_threads, size),
+            image_shape=(height, width, 3),
+            ordered=ordered,
+            num_workers=num_workers or count_cores(),
+        )
+        self._streams.add(stream)
+        return stream
+
+    def check_stream(
+        self,
+        source_idx: Sequence[int] | npt.NDArray[np.integer],
+        chunk_size: int,
+        size: int | None,
+        num_workers: int,
+    ) -> npt.NDArray[np.int64]:
+        """Checks the arguments of `stream` and returns the source indices as an array.
+
+        Raises:
+            ValueError: An argument is out of range, or the reader is closed.
+        """
+        wanted = self._check(source_idx)
+        if (np.diff(wanted) <= 0).any():
+            raise ValueError("source_idx must be ascending and distinct to be streamed")
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
-        if size is not None and size < 1:
-            raise ValueError(f"size must be >= 1, got {size}")
-        if resize not in ("exact", "fast"):
-            raise ValueError(f"resize must be exact or fast, got {resize!r}")
         if num_workers < 0:
             raise ValueError(f"num_workers must be >= 0, got {num_workers}")
-        return self._stream(asked, chunk_size, size)
+        if size is not None and size < 1:
+            raise ValueError(f"size must be >= 1, got {size}")
+        if size is not None and self._frame_size != (self.height, self.width):
+            raise ValueError(f"size must be None after resize_to {self._frame_size}, got {size}")
+        return wanted
 
-    def _stream(
-        self, asked: npt.NDArray[np.int64], chunk_size: int, size: int | None
-    ) -> Generator[FrameBatch, None, None]:
-        found_any = False
-        for start in range(0, len(asked), chunk_size):
-            chunk = asked[start : start + chunk_size]
-            images, found = self._decode(chunk)
-            images = images[found]
-            found_any |= bool(found.any())
-            if size is not None:
-                square = np.empty((len(images), size, size, 3), dtype=np.uint8)
-                for row, image in zip(square, images, strict=True):
-                    row[:] = squash(image, size)
-                images = square
-            yield FrameBatch(
-                frames=images,
-                source_idx=chunk[found],
-                time_s=self.probe.times_s[chunk[found]],
-                missing_source_idx=chunk[~found],
-                source_height=self.height,
-                source_width=self.width,
-            )
-        if len(asked) and not found_any:
-            raise VideoError(self.path, f"none of the {len(asked)} frames asked for can be decoded")
-
-    def _decode(
-        self, wanted: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        """Decodes frames, [N, H, W, 3] in ascending order, and says which rows of it hold one."""
-        if len(wanted) == 0:
-            return np.empty((0, *self._frame_size, 3), dtype=np.uint8), np.empty(0, dtype=bool)
-        if isinstance(self._decoder, DecordDecoder):
-            try:
-                return self._decoder.read(wanted), np.ones(len(wanted), dtype=bool)
-            except DecordError as error:
-                if self._exact is None:
-                    raise VideoError(self.path, f"{error}; PyAV may read it") from None
-                logger.info("%s: %s; reading on with PyAV", self.path, error)
-                self._decoder.close()
-                self._decoder = self._exact()
-                self.backend, self.backend_reason = "pyav", str(error)
-        shelf = self._decoder.read(wanted)
-        return shelf.images, shelf.filled
+    def _open_decoder(self, num_threads: int, size: int | None = None) -> Decoder[Image]:
+        finish = keep if size is None else partial(squash, size=size)
+        kind = DecordDecoder if self.backend == "decord" else ExactDecoder
+        return kind(self.source, self.probe, *self._frame_size, num_threads, finish)
 
     def times_s(
         self, source_idx: Sequence[int] | npt.NDArray[np.integer]
@@ -214,10 +185,12 @@ class VideoReader:
         return self.probe.times_s[self._check(source_idx)]
 
     def close(self) -> None:
-        """Frees the decoder and the file; reading afterwards is a `ValueError`."""
+        """Stops streams and frees the file; reading afterwards is a `ValueError`."""
         self._closed = True
+        for stream in list(self._streams):
+            stream.close()
         self._decoder.close()
-        self._source.close()
+        self.source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -258,7 +231,8 @@ def open_video(
 
     Args:
         path: A local file. The name is never interpreted: not as an address, not as a pattern.
-        backend: `auto` takes decord where it is known to be exact, PyAV elsewhere.
+        backend: `auto` is PyAV, which reads every file exactly; `decord` refuses those that it
+            would get wrong.
         resize_to: (height, width) of the frames as shown; the decoder's scaler resizes, filtered
             against aliasing. None keeps the native size.
         num_threads: Decoding threads; 0 for one per core that the process may use, at most 8.
@@ -276,27 +250,20 @@ def open_video(
     source = SourceFile(path)
     try:
         probe = probe_video(source)
-        height, width = resize_to or (probe.height, probe.width)
-        threads = num_threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
-
-        def exact() -> ExactDecoder:
-            return ExactDecoder(source, probe, height, width, threads)
-
-        if backend == "pyav":
-            return VideoReader(source, probe, exact(), "asked for", (height, width))
-        refusal = decord_refusal(probe, resizes=resize_to is not None)
-        if refusal is None:
-            try:
-                fast = DecordDecoder(source, probe, height, width, threads)
-            except DecordError as error:
-                refusal = str(error)
-            else:
-                reason = "asked for" if backend == "decord" else "a plain file"
-                fallback = exact if backend == "auto" else None
-                return VideoReader(source, probe, fast, reason, (height, width), fallback)
-        if backend == "decord":
+        if backend == "decord" and (
+            refusal := decord_refusal(probe, resizes=resize_to is not None)
+        ):
             raise VideoError(source.path, refusal)
-        return VideoReader(source, probe, exact(), refusal, (height, width))
+        return VideoReader(
+            source,
+            probe,
+            "decord" if backend == "decord" else "pyav",
+            resize_to or (probe.height, probe.width),
+            num_threads or min(count_cores(), _MAX_THREADS),
+        )
+    except DecordError as error:
+        source.close()
+        raise VideoError(source.path, str(error)) from None
     except BaseException:
         source.close()
         raise

@@ -1,0 +1,345 @@
+"""Frames decoded by the GPU's own decoders, which stay on the GPU for the network.
+
+A second way to what `itg_data.video` gives, chosen by name: several NVDEC sessions decode the
+stretches between entry packets, fed with the file's packets, so frames are told apart by their
+presentation times just as on the CPU. Colours follow libswscale's integer arithmetic to the bit,
+and the squash is PIL's filter, pass by pass, within two grey levels.
+
+NVDEC says nothing of damage, so it is no replacement for the CPU: files that are odd, damaged or
+of other codecs than H.264 and HEVC with 8 bits 4:2:0 are refused, and the first frame asked for is
+compared with the CPU's at the start. It is in this package because frames are torch tensors.
+
+Needs the extra `itg-model[nvdec]`.
+"""
+
+import ctypes
+import importlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from itg_data.errors import VideoError
+from itg_data.exact import find_entries, find_frame
+from itg_data.probe import Orientation, PacketIndex, VideoProbe
+from itg_data.source import find_video_stream, read_annex_b
+from itg_data.stream import ChunkStream
+from itg_data.video import VideoReader, open_video
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+# An H100 and an H200 have seven decoders; sessions beyond that share them.
+DEFAULT_SESSIONS = 7
+
+_CODECS = {"h264": "H264", "hevc": "HEVC"}
+_PIX_FMTS = ("yuv420p", "yuvj420p")
+# crv, cbu, cgu, cgv in 16.16, as libswscale names them; by FFmpeg's number of the matrix
+_BT601 = (104597, 132201, 25675, 53279)
+_BT709 = (117489, 138438, 13975, 34925)
+_MATRICES = {1: _BT709, 2: _BT601, 5: _BT601, 6: _BT601}
+# Frames whose planes are widened to int32 at once.
+_CONVERT_TOGETHER = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuFrameBatch:
+    """A `FrameBatch` whose frames are on the GPU."""
+
+    frames: Tensor
+    """[N, H, W, 3] uint8 RGB."""
+    source_idx: npt.NDArray[np.int64]
+    time_s: npt.NDArray[np.float64]
+    missing_source_idx: npt.NDArray[np.int64]
+    source_height: int
+    source_width: int
+
+
+class NvdecReader:
+    """An open video file, read by NVDEC. Use `open_nvdec`."""
+
+    def __init__(self, cpu: VideoReader, device: torch.device) -> None:
+        self.path = cpu.path
+        self.probe = cpu.probe
+        self.backend = "nvdec"
+        self.num_frames = cpu.num_frames
+        self.fps = cpu.fps
+        self.height = cpu.height
+        self.width = cpu.width
+        self.duration_s = cpu.duration_s
+        self._cpu = cpu
+        self._device = device
+
+    def times_s(
+        self, source_idx: Sequence[int] | npt.NDArray[np.integer]
+    ) -> npt.NDArray[np.float64]:
+        """Returns the original presentation times of frames, [N] in seconds, without decoding."""
+        return self._cpu.times_s(source_idx)
+
+    def stream(
+        self,
+        source_idx: Sequence[int] | npt.NDArray[np.integer],
+        chunk_size: int,
+        *,
+        size: int | None = None,
+        ordered: bool = True,
+        num_workers: int = 0,
+    ) -> "NvdecStream":
+        """Reads frames in chunks, as `VideoReader.stream` does; workers are NVDEC sessions."""
+        wanted = self._cpu.check_stream(source_idx, chunk_size, size, num_workers)
+        return NvdecStream(self._cpu, wanted, chunk_size, size, self._device, ordered, num_workers)
+
+    def close(self) -> None:
+        """Frees the file; close streams before."""
+        self._cpu.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class NvdecStream(ChunkStream[Tensor]):
+    """An iterator of chunks on the GPU."""
+
+    def __init__(
+        self,
+        cpu: VideoReader,
+        wanted: npt.NDArray[np.int64],
+        chunk_size: int,
+        size: int | None,
+        device: torch.device,
+        ordered: bool,
+        num_workers: int,
+    ) -> None:
+        self._size = size
+        self._device = device
+        probe = cpu.probe
+        self._matrix = find_matrix(probe)
+        height, width = probe.height, probe.width
+        if probe.orientation.transpose:
+            height, width = width, height
+        super().__init__(
+            probe,
+            wanted,
+            chunk_size,
+            lambda _: NvdecDecoder(cpu, device),
+            image_shape=(height * 3 // 2, width),
+            ordered=ordered,
+            num_workers=num_workers or DEFAULT_SESSIONS,
+        )
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> GpuFrameBatch:
+        source_idx, surfaces, lost = self.take()
+        surfaces = surfaces or [torch.empty(0, *self.image_shape)]
+        frames = [
+            self._finish(torch.stack(surfaces[i : i + _CONVERT_TOGETHER]))
+            for i in range(0, len(surfaces), _CONVERT_TOGETHER)
+        ]
+        return GpuFrameBatch(
+            frames=torch.cat(frames),
+            source_idx=source_idx,
+            time_s=self.probe.times_s[source_idx],
+            missing_source_idx=lost,
+            source_height=self.probe.height,
+            source_width=self.probe.width,
+        )
+
+    def _finish(self, nv12: Tensor) -> Tensor:
+        rgb = turn(nv12_to_rgb(nv12, self._matrix), self.probe.orientation)
+        if self._size is not None:
+            rgb = squash_on_gpu(rgb, self._size)
+        return rgb.permute(0, 2, 3, 1).contiguous()
+
+
+class NvdecDecoder:
+    """One NVDEC session: reads NV12 frames of one video, used by one thread."""
+
+    def __init__(self, cpu: VideoReader, device: torch.device) -> None:
+        nvc = _nvc()
+        index = cpu.probe.index
+        assert index is not None, "refused by open_nvdec"
+        self._index: PacketIndex = index
+        torch.cuda.set_device(device)
+        self._cuda_stream = torch.cuda.Stream(device)
+        self._container = cpu.source.open_container()
+        self._stream = find_video_stream(self._container, cpu.path)
+        self._session: Any = nvc.CreateDecoder(
+            gpuid=device.index,
+            codec=getattr(nvc.cudaVideoCodec, _CODECS[cpu.probe.codec]),
+            cudacontext=_current_context(),
+            cudastream=self._cuda_stream.cuda_stream,
+            usedevicememory=True,
+        )
+
+    def read(self, wanted: npt.NDArray[np.int64]) -> Iterator[tuple[int, Tensor]]:
+        """Decodes frames.
+
+        Args:
+            wanted: Source indices, ascending and distinct.
+
+        Yields:
+            Source index of each, in the order they come, and its NV12 planes [H * 3 / 2, W].
+        """
+        entry_of = find_entries(self._index, wanted)
+        for entry in np.unique(entry_of).tolist():
+            missing = set(wanted[entry_of == entry].tolist())
+            for packet in read_annex_b(self._container, self._stream, int(self._index.pts[entry])):
+                yield from self._decode(packet, missing)
+                if not missing:
+                    break
+            # empties the session, which then takes any packet
+            yield from self._decode(None, missing)
+
+    def _decode(self, packet: Any, missing: set[int]) -> Iterator[tuple[int, Tensor]]:
+        data = _nvc().PacketData()
+        if packet is not None:
+            data.bsl, data.bsl_data, data.pts = packet.size, packet.buffer_ptr, packet.pts
+        for frame in self._session.Decode(data):
+            place = find_frame(self._index, frame.getPTS())
+            if place in missing:
+                missing.remove(place)
+                # the session writes its next frames over this one
+                with torch.cuda.stream(self._cuda_stream):
+                    planes = torch.from_dlpack(frame).clone()
+                self._cuda_stream.synchronize()
+                yield place, planes
+
+    def close(self) -> None:
+        """Frees the session and the file."""
+        self._session = None
+        self._container.close()
+
+
+def open_nvdec(path: str | os.PathLike[str], device: torch.device | str = "cuda:0") -> NvdecReader:
+    """Opens a video for reading on the GPU.
+
+    Raises:
+        VideoError: The file cannot be read as a video, or not exactly by NVDEC.
+        ImportError: The extra `itg-model[nvdec]` is not installed.
+    """
+    _nvc()
+    cpu = open_video(path)
+    try:
+        _refuse_what_is_odd(cpu)
+        reader = NvdecReader(cpu, torch.device(device))
+        _compare_first_frame(reader, cpu)
+    except BaseException:
+        cpu.close()
+        raise
+    return reader
+
+
+def _refuse_what_is_odd(cpu: VideoReader) -> None:
+    probe = cpu.probe
+    reason = None
+    if probe.codec not in _CODECS:
+        reason = f"nvdec is not known to be exact on {probe.codec} video"
+    elif probe.pix_fmt not in _PIX_FMTS:
+        reason = f"nvdec is not known to be exact on {probe.pix_fmt} pixels"
+    elif probe.color_matrix not in _MATRICES:
+        reason = f"nvdec does not know the file's colour matrix ({probe.color_matrix})"
+    elif probe.interlaced:
+        reason = "nvdec does not show interlaced frames as they are"
+    elif probe.height % 2 or probe.width % 2:
+        reason = f"nvdec is not known to be exact on odd sizes ({probe.width}x{probe.height})"
+    elif probe.index is None:
+        reason = f"nvdec needs packets that name their frames, and this file {probe.oddities[0]}"
+    elif len(probe.index.damaged):
+        reason = f"nvdec hides damage, and this file {probe.oddities[0]}"
+    if reason is not None:
+        raise VideoError(cpu.path, reason)
+
+
+def find_matrix(probe: VideoProbe) -> tuple[int, ...]:
+    """Finds libswscale's numbers for a file's colours: offset of luma, then five coefficients."""
+    crv, cbu, cgu, cgv = _MATRICES[probe.color_matrix]
+    offset, cy = 16, (1 << 16) * 255 // 219
+    if probe.full_range:
+        offset, cy = 0, 1 << 16
+        crv, cbu, cgu, cgv = (c * 224 // 255 for c in (crv, cbu, cgu, cgv))
+    return (offset, *(_to_int16(c) for c in (cy, crv, cbu, -cgu, -cgv)))
+
+
+def _to_int16(coefficient: int) -> int:
+    """Turns 16.16 into 2.13, as libswscale rounds."""
+    return (coefficient * 8192 + (1 << 15)) >> 16
+
+
+def _compare_first_frame(reader: NvdecReader, cpu: VideoReader) -> None:
+    """Compares the first frame with the CPU's, which tells wrong colours, fields and crops."""
+    with reader.stream([0], 1, num_workers=1) as stream:
+        batch = next(stream)
+    if not len(batch.frames) or not np.array_equal(
+        batch.frames.cpu().numpy(), cpu.read([0]).frames
+    ):
+        raise VideoError(cpu.path, "nvdec shows its first frame differently from the CPU")
+
+
+def nv12_to_rgb(nv12: Tensor, matrix: tuple[int, ...]) -> Tensor:
+    """Converts colours as libswscale does: chroma repeated, each product cut to an integer.
+
+    Args:
+        nv12: [N, H * 3 / 2, W] uint8, the rows of luma before those of interleaved chroma.
+        matrix: Offset of luma and the five coefficients in 2.13.
+
+    Returns:
+        [N, 3, H, W] uint8.
+    """
+    offset, cy, crv, cbu, cgu, cgv = matrix
+    height = nv12.shape[1] * 2 // 3
+    luma = ((nv12[:, :height].int() - offset) * 8 * cy) >> 16
+    chroma = (nv12[:, height:].int() - 128) * 8
+    u, v = chroma[..., 0::2], chroma[..., 1::2]
+    parts = torch.stack([v * crv >> 16, (u * cgu >> 16) + (v * cgv >> 16), u * cbu >> 16], 1)
+    parts = parts.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return (luma[:, None] + parts).clamp_(0, 255).to(torch.uint8)
+
+
+def turn(frames: Tensor, orientation: Orientation) -> Tensor:
+    """Turns and mirrors [N, 3, H, W] as the file asks for."""
+    if orientation.transpose:
+        frames = frames.transpose(-1, -2)
+    flips = [d for d, flip in ((-1, orientation.flip_x), (-2, orientation.flip_y)) if flip]
+    return frames.flip(flips) if flips else frames
+
+
+def squash_on_gpu(frames: Tensor, size: int) -> Tensor:
+    """Resizes to a square within two grey levels of PIL, which rounds after each of two passes.
+
+    Args:
+        frames: [N, 3, H, W] uint8.
+        size: Side of the square.
+
+    Returns:
+        [N, 3, size, size] uint8.
+    """
+    for shape in ((frames.shape[-2], size), (size, size)):
+        resized = interpolate(frames.float(), shape, mode="bicubic", antialias=True)
+        frames = resized.round_().clamp_(0, 255).to(torch.uint8)
+    return frames
+
+
+def _nvc() -> Any:
+    """The untyped package itself, imported on first use: it needs the NVIDIA driver."""
+    return importlib.import_module("PyNvVideoCodec")
+
+
+def _current_context() -> int:
+    """The CUDA context that torch works in, for sessions to share."""
+    torch.cuda.current_stream().synchronize()
+    context = ctypes.c_void_p()
+    ctypes.CDLL("libcuda.so.1").cuCtxGetCurrent(ctypes.byref(context))
+    return context.value or 0

@@ -1,0 +1,159 @@
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from itg_data.errors import VideoError
+from itg_data.probe import Orientation
+from itg_data.resize import squash
+from itg_data.video import open_video
+from itg_model.nvdec import find_matrix, nv12_to_rgb, open_nvdec, squash_on_gpu, turn
+
+B_FRAMES = {"bf": "3", "g": "12"}
+BT709 = {**B_FRAMES, "x264-params": "colormatrix=bt709:colorprim=bt709:transfer=bt709"}
+OPEN_GOP = {"bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0"}
+HEVC = {"x265-params": "log-level=none:pools=1:keyint=12:bframes=3"}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "b-frames": {"options": B_FRAMES},
+    "bt709": {"options": BT709, "colorspace": 1},
+    "full-range": {"options": B_FRAMES, "pix_fmt": "yuvj420p"},
+    "open-gop": {"options": OPEN_GOP},
+    "hevc-open-gop": {"codec": "libx265", "options": HEVC},
+}
+
+
+def encode(
+    path: Path,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
+    colorspace: int | None = None,
+    size: tuple[int, int] = (160, 256),
+) -> Path:
+    height, width = size
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    picture = picture.repeat(16, 0).repeat(16, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"threads": "1", **(options or {})})
+        stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
+        if colorspace is not None:
+            stream.codec_context.colorspace = colorspace
+        for i in range(48):
+            image = np.roll(picture, (3 * i, 5 * i), (0, 1))
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def video_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("nvdec")
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = encode(folder / f"{kind}.mp4", **KINDS[kind])
+        return made[kind]
+
+    return get
+
+
+def gather(stream) -> tuple[np.ndarray, np.ndarray]:
+    with stream:
+        batches = list(stream)
+    assert all(batch.missing_source_idx.size == 0 for batch in batches)
+    frames = np.concatenate([np.asarray(torch.as_tensor(b.frames).cpu()) for b in batches])
+    return frames, np.concatenate([b.source_idx for b in batches])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wanted", [range(48), range(0, 48, 7), [5, 6, 40], [47]])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nvdec_shows_the_frames_of_the_cpu_bit_for_bit(kind, wanted, video_of):
+    with open_nvdec(video_of(kind)) as gpu, open_video(video_of(kind)) as cpu:
+        frames, source_idx = gather(gpu.stream(wanted, 10))
+        np.testing.assert_array_equal(source_idx, wanted)
+        np.testing.assert_array_equal(frames, cpu.read(wanted).frames)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_workers", [1, 3, 7])
+def test_the_number_of_sessions_changes_nothing(num_workers, video_of):
+    path = video_of("b-frames")
+    with open_nvdec(path) as gpu, open_video(path) as cpu:
+        stream = gpu.stream(range(48), 5, ordered=False, num_workers=num_workers)
+        frames, source_idx = gather(stream)
+        np.testing.assert_array_equal(frames, cpu.read(source_idx).frames)
+        assert sorted(source_idx) == list(range(48))
+
+
+@pytest.mark.gpu
+def test_nvdec_squashes_within_two_grey_levels_of_pil(video_of):
+    path = video_of("bt709")
+    with open_nvdec(path) as gpu, open_video(path) as cpu:
+        frames, _ = gather(gpu.stream(range(0, 48, 5), 4, size=98))
+        expected, _ = gather(cpu.stream(range(0, 48, 5), 4, size=98))
+    assert np.abs(frames.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.gpu
+def test_wrong_pixels_are_noticed_when_the_file_is_opened(video_of, monkeypatch):
+    monkeypatch.setattr("itg_model.nvdec.find_matrix", lambda _: (16, 9539, 14686, 17305, 1, 1))
+    with pytest.raises(VideoError, match="differently from the CPU"):
+        open_nvdec(video_of("b-frames"))
+
+
+@pytest.mark.gpu
+def test_nvdec_refuses_what_it_is_not_known_to_show_exactly(tmp_path):
+    path = encode(tmp_path / "a.mp4", options=B_FRAMES, pix_fmt="yuv444p")
+    with pytest.raises(VideoError, match="yuv444p"):
+        open_nvdec(path)
+
+
+@pytest.mark.parametrize("kind", ["b-frames", "bt709", "full-range"])
+def test_colours_are_converted_as_libswscale_does(kind, video_of):
+    path = video_of(kind)
+    with av.open(str(path)) as container:
+        planes = [
+            np.concatenate(
+                [
+                    frame.to_ndarray()[:160],
+                    frame.to_ndarray()[160:]
+                    .reshape(2, 80, 128)
+                    .transpose(1, 2, 0)
+                    .reshape(80, 256),
+                ]
+            )
+            for frame in container.decode(video=0)
+        ]
+    with open_video(path) as reader:
+        expected = reader.read(range(48)).frames
+        matrix = find_matrix(reader.probe)
+    rgb = nv12_to_rgb(torch.from_numpy(np.stack(planes)), matrix)
+    np.testing.assert_array_equal(rgb.permute(0, 2, 3, 1).numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", [(720, 1280), (101, 77), (384, 384), (1080, 608)])
+def test_the_squash_on_tensors_is_within_two_grey_levels_of_pil(shape):
+    frames = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+    squashed = squash_on_gpu(torch.from_numpy(frames).permute(0, 3, 1, 2), 384)
+    expected = np.stack([squash(frame, 384) for frame in frames]).astype(int)
+    assert np.abs(squashed.permute(0, 2, 3, 1).numpy() - expected).max() <= 2
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("flip_x", [False, True])
+@pytest.mark.parametrize("flip_y", [False, True])
+def test_tensors_are_turned_as_arrays_are(transpose, flip_x, flip_y):
+    orientation = Orientation(transpose=transpose, flip_x=flip_x, flip_y=flip_y)
+    frame = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    turned = turn(torch.from_numpy(frame).permute(2, 0, 1)[None], orientation)
+    np.testing.assert_array_equal(turned[0].permute(1, 2, 0).numpy(), orientation.apply(frame))
