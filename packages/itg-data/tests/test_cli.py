@@ -26,8 +26,7 @@ def test_probe_says_what_a_file_holds_and_who_reads_it(plain_video, capsys):
         "fps": 25.0,
         "num_frames": 48,
         "oddities": [],
-        "backend": "decord",
-        "backend_reason": "a plain file",
+        "backend": "pyav",
     }
 
 

@@ -105,10 +105,15 @@ def test_nvdec_squashes_within_two_grey_levels_of_pil(video_of):
 
 
 @pytest.mark.gpu
-def test_wrong_pixels_are_noticed_when_the_file_is_opened(video_of, monkeypatch):
-    monkeypatch.setattr("itg_model.nvdec.find_matrix", lambda _: (16, 9539, 14686, 17305, 1, 1))
-    with pytest.raises(VideoError, match="differently from the CPU"):
-        open_nvdec(video_of("b-frames"))
+def test_wrong_pixels_are_noticed(video_of, monkeypatch):
+    monkeypatch.setattr(
+        "itg_model.nvdec.find_matrix", lambda _: (16, 9539, 14686, 17305, -1747, -4366)
+    )
+    with (
+        open_nvdec(video_of("b-frames")) as gpu,
+        pytest.raises(VideoError, match="nvdec shows frame .* differently from the CPU"),
+    ):
+        list(gpu.stream([3, 20, 40], 3))
 
 
 @pytest.mark.gpu

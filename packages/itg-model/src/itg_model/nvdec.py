@@ -6,8 +6,8 @@ presentation times just as on the CPU. Colours follow libswscale's integer arith
 and the squash is PIL's filter, pass by pass, within two grey levels.
 
 NVDEC says nothing of damage, so it is no replacement for the CPU: files that are odd, damaged or
-of other codecs than H.264 and HEVC with 8 bits 4:2:0 are refused, and the first frame asked for is
-compared with the CPU's at the start. It is in this package because frames are torch tensors.
+of other codecs than H.264 and HEVC with 8 bits 4:2:0 are refused, and one frame of every stream is
+compared with the CPU's. It is in this package because frames are torch tensors.
 
 Needs the extra `itg-model[nvdec]`.
 """
@@ -15,7 +15,9 @@ Needs the extra `itg-model[nvdec]`.
 import ctypes
 import importlib
 import os
+import weakref
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -41,6 +43,9 @@ _PIX_FMTS = ("yuv420p", "yuvj420p")
 _BT601 = (104597, 132201, 25675, 53279)
 _BT709 = (117489, 138438, 13975, 34925)
 _MATRICES = {1: _BT709, 2: _BT601, 5: _BT601, 6: _BT601}
+# For what the caller need not wait for; ends with the interpreter.
+_background = ThreadPoolExecutor(1, thread_name_prefix="itg-nvdec")
+
 # Frames whose planes are widened to int32 at once.
 _CONVERT_TOGETHER = 8
 
@@ -72,6 +77,7 @@ class NvdecReader:
         self.duration_s = cpu.duration_s
         self._cpu = cpu
         self._device = device
+        self._streams: weakref.WeakSet[NvdecStream] = weakref.WeakSet()
 
     def times_s(
         self, source_idx: Sequence[int] | npt.NDArray[np.integer]
@@ -122,10 +128,17 @@ class NvdecStream(ChunkStream[Tensor]):
         num_workers: int,
     ) -> None:
         self._size = size
-        self._device = device
+        self._path = cpu.path
         probe = cpu.probe
         self._matrix = find_matrix(probe)
+        self._compared = _cheapest_frame(probe, wanted)
+        self._expected = _background.submit(cpu.read, [self._compared]) if len(wanted) else None
         height, width = probe.height, probe.width
+        self._empty = torch.empty(
+            (0, *((height, width) if size is None else (size, size)), 3),
+            dtype=torch.uint8,
+            device=device,
+        )
         if probe.orientation.transpose:
             height, width = width, height
         super().__init__(
@@ -143,13 +156,14 @@ class NvdecStream(ChunkStream[Tensor]):
 
     def __next__(self) -> GpuFrameBatch:
         source_idx, surfaces, lost = self.take()
-        surfaces = surfaces or [torch.empty(0, *self.image_shape)]
+        if self._compared in source_idx:
+            self._compare(surfaces[source_idx.tolist().index(self._compared)])
         frames = [
-            self._finish(torch.stack(surfaces[i : i + _CONVERT_TOGETHER]))
+            self._finish(torch.stack(surfaces[i : i + _CONVERT_TOGETHER]), self._size)
             for i in range(0, len(surfaces), _CONVERT_TOGETHER)
         ]
         return GpuFrameBatch(
-            frames=torch.cat(frames),
+            frames=torch.cat([self._empty, *frames]),
             source_idx=source_idx,
             time_s=self.probe.times_s[source_idx],
             missing_source_idx=lost,
@@ -157,11 +171,21 @@ class NvdecStream(ChunkStream[Tensor]):
             source_width=self.probe.width,
         )
 
-    def _finish(self, nv12: Tensor) -> Tensor:
+    def _finish(self, nv12: Tensor, size: int | None) -> Tensor:
         rgb = turn(nv12_to_rgb(nv12, self._matrix), self.probe.orientation)
-        if self._size is not None:
-            rgb = squash_on_gpu(rgb, self._size)
+        if size is not None:
+            rgb = squash_on_gpu(rgb, size)
         return rgb.permute(0, 2, 3, 1).contiguous()
+
+    def _compare(self, nv12: Tensor) -> None:
+        """Holds a frame against the CPU's, which tells wrong colours, fields and crops."""
+        assert self._expected is not None, "submitted with the first frame"
+        shown = self._finish(nv12[None], size=None).cpu().numpy()
+        if not np.array_equal(shown, self._expected.result().frames):
+            self.close()
+            raise VideoError(
+                self._path, f"nvdec shows frame {self._compared} differently from the CPU"
+            )
 
 
 class NvdecDecoder:
@@ -218,8 +242,9 @@ class NvdecDecoder:
                 yield place, planes
 
     def close(self) -> None:
-        """Frees the session and the file."""
-        self._session = None
+        """Frees the file, and the session behind the caller's back: it takes its time."""
+        session, self._session = [self._session], None
+        _background.submit(session.clear)
         self._container.close()
 
 
@@ -234,12 +259,10 @@ def open_nvdec(path: str | os.PathLike[str], device: torch.device | str = "cuda:
     cpu = open_video(path)
     try:
         _refuse_what_is_odd(cpu)
-        reader = NvdecReader(cpu, torch.device(device))
-        _compare_first_frame(reader, cpu)
+        return NvdecReader(cpu, torch.device(device))
     except BaseException:
         cpu.close()
         raise
-    return reader
 
 
 def _refuse_what_is_odd(cpu: VideoReader) -> None:
@@ -278,14 +301,12 @@ def _to_int16(coefficient: int) -> int:
     return (coefficient * 8192 + (1 << 15)) >> 16
 
 
-def _compare_first_frame(reader: NvdecReader, cpu: VideoReader) -> None:
-    """Compares the first frame with the CPU's, which tells wrong colours, fields and crops."""
-    with reader.stream([0], 1, num_workers=1) as stream:
-        batch = next(stream)
-    if not len(batch.frames) or not np.array_equal(
-        batch.frames.cpu().numpy(), cpu.read([0]).frames
-    ):
-        raise VideoError(cpu.path, "nvdec shows its first frame differently from the CPU")
+def _cheapest_frame(probe: VideoProbe, wanted: npt.NDArray[np.int64]) -> int:
+    """Picks the wanted frame that needs the fewest others decoded; -1 if none is wanted."""
+    if probe.index is None or not len(wanted):
+        return -1
+    packets_before = probe.index.frame_packet[wanted] - find_entries(probe.index, wanted)
+    return int(wanted[packets_before.argmin()])
 
 
 def nv12_to_rgb(nv12: Tensor, matrix: tuple[int, ...]) -> Tensor:
