@@ -56,7 +56,7 @@ def test_chosen_frames_are_saved_as_pictures(arguments, capsys, tmp_path):
     ("change", "message"),
     [
         ({0: "no-such.mp4"}, "no-such.mp4: no such file"),
-        ({0: "/"}, "/: no such file"),
+        ({0: "/dev"}, "/dev: holds no video (.3gp, .avi"),
         ({1: " "}, "the question must not be blank"),
         ({1: "where \udcff"}, "the question must be text in UTF-8"),
         ({3: "/no/such/checkpoint"}, "/no/such/checkpoint: not a directory"),

@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -6,9 +7,9 @@ import torch
 from itg_data import VideoError
 from itg_data.records import FrameSelection, from_json, to_json
 from itg_data.sampling import SamplingConfig
-from itg_data.video import FrameBatch, VideoReader, open_video
+from itg_data.video import VideoReader, open_video
 from itg_model import CheckpointError, FrameGrounder, FrameGroundingModel, select_frames
-from itg_model import grounder as grounder_module
+from itg_model import frames as frames_module
 from itg_model.export import save_frames
 from itg_model.grounder import resolve_device, resolve_dtype
 from itg_model.policies import policy_info, policy_names
@@ -23,24 +24,20 @@ def grounder(tiny_model, tokenizer) -> FrameGrounder:
 
 def lose(monkeypatch, lost: set[int]) -> None:
     """Makes every reader lose some frames, as a damaged file does."""
-    whole = VideoReader.read
+    whole = VideoReader.stream
 
-    def read(self, source_idx) -> FrameBatch:
-        kept = np.array([i for i in source_idx if i not in lost], dtype=np.int64)
-        if not len(kept):
-            raise VideoError(self.path, "none can be decoded")
-        batch = whole(self, kept)
-        missing = np.array([i for i in source_idx if i in lost], dtype=np.int64)
-        return FrameBatch(
-            frames=batch.frames,
-            source_idx=batch.source_idx,
-            time_s=batch.time_s,
-            missing_source_idx=missing,
-            source_height=batch.source_height,
-            source_width=batch.source_width,
-        )
+    def stream(self, source_idx, chunk_size, **options):
+        for batch in whole(self, source_idx, chunk_size, **options):
+            kept = ~np.isin(batch.source_idx, list(lost))
+            yield dataclasses.replace(
+                batch,
+                frames=batch.frames[kept],
+                source_idx=batch.source_idx[kept],
+                time_s=batch.time_s[kept],
+                missing_source_idx=batch.source_idx[~kept],
+            )
 
-    monkeypatch.setattr(VideoReader, "read", read)
+    monkeypatch.setattr(VideoReader, "stream", stream)
 
 
 def test_a_selection_holds_the_best_frames_in_time_order(grounder, video):
@@ -84,26 +81,25 @@ def test_the_chunk_size_changes_no_score(frame_chunk, grounder, video):
     assert grounder.select(video, "where is it").scores == pytest.approx(wanted, abs=1e-6)
 
 
-def test_no_more_than_a_chunk_of_frames_is_read_at_once(grounder, video, monkeypatch):
-    sizes, whole = [], VideoReader.read
-
-    def read(self, source_idx) -> FrameBatch:
-        sizes.append(len(source_idx))
-        return whole(self, source_idx)
-
-    monkeypatch.setattr(VideoReader, "read", read)
-    grounder.encode(video)
+def test_large_frames_are_shown_in_small_chunks(grounder, video, monkeypatch):
+    sizes = []
+    grounder.encode(video, on_frames=lambda batch: sizes.append(len(batch.frames)))
     assert sizes == [4, 4, 2]
-    monkeypatch.setattr(grounder_module, "MAX_CHUNK_BYTES", 3 * 64 * 48 * 3)
-    grounder.encode(video)
-    assert sizes[3:] == [3, 3, 3, 1]
+    monkeypatch.setattr(frames_module, "MAX_CHUNK_BYTES", 3 * 64 * 48 * 3)
+    grounder.encode(video, on_frames=lambda batch: sizes.append(batch.frames.shape))
+    assert sizes[3:] == [(3, 48, 64, 3)] * 3 + [(1, 48, 64, 3)]
+
+
+def test_frames_that_are_shown_score_as_those_that_are_not(grounder, video):
+    shown = grounder.select(video, "where is it", on_frames=lambda _: None)
+    assert shown.scores == pytest.approx(grounder.select(video, "where is it").scores, abs=1e-6)
 
 
 def test_a_video_encoded_once_answers_many_questions(grounder, video, monkeypatch):
     questions = ["where is the red square", "when does it move"]
     wanted = [grounder.select(video, q, top_k=4) for q in questions]
     encoded = grounder.encode(video)
-    monkeypatch.setattr(grounder_module, "open_video", None)
+    monkeypatch.setattr(frames_module, "open_video", None)
     assert [grounder.select(encoded, q, top_k=4) for q in questions] == wanted
     assert wanted[0].scores != wanted[1].scores
 
@@ -210,23 +206,19 @@ def test_progress_counts_every_sampled_frame(grounder, video):
     assert seen == [(4, 10), (8, 10), (10, 10)]
 
 
-def test_a_failure_in_the_tower_ends_the_reading_thread_first(grounder, video, monkeypatch):
-    order, close, read = [], VideoReader.close, VideoReader.read
-
-    def slow_read(self, source_idx) -> FrameBatch:
-        batch = read(self, source_idx)
-        order.append("read")
-        return batch
+def test_a_failure_in_the_tower_ends_decoding_and_closes_the_file(grounder, video, monkeypatch):
+    closed, close = [], VideoReader.close
+    monkeypatch.setattr(VideoReader, "close", lambda self: (closed.append(1), close(self)))
 
     def fail(*_) -> None:
         raise MemoryError("tower")
 
-    monkeypatch.setattr(VideoReader, "read", slow_read)
-    monkeypatch.setattr(VideoReader, "close", lambda self: (order.append("close"), close(self)))
     monkeypatch.setattr(grounder.model, "encode_frames", fail)
+    before = threading.active_count()
     with pytest.raises(MemoryError, match="tower"):
         grounder.encode(video)
-    assert order == ["read", "read", "close"]
+    assert closed
+    assert threading.active_count() == before
 
 
 def test_a_question_too_long_for_the_model_is_cut_with_a_warning(grounder, video, caplog):

@@ -1,4 +1,7 @@
-"""`itg-select`: the frames of a video that answer a question, as JSON and as pictures."""
+"""`itg-select`: the frames of a video that answer a question, as JSON and as pictures.
+
+`itg_model.batch` is the same for many questions.
+"""
 
 import json
 import sys
@@ -19,6 +22,8 @@ from itg_model.policies import parse_policy_params
 if TYPE_CHECKING:
     from itg_data.timeline import Thumbnails
 
+    from itg_model.grounder import FrameGrounder
+
 SAMPLING = SamplingConfig()
 NO_MODEL = (
     "--model is missing: pass a checkpoint directory or a hub id; "
@@ -30,15 +35,21 @@ NO_MODEL = (
 class Request:
     """Picks the frames of a video that answer a question.
 
-    JSON goes to stdout, progress and errors to stderr. Exit codes: 0 done, 2 bad input, 130
-    interrupted.
+    JSON goes to stdout, progress and errors to stderr. A folder as VIDEO, or --questions, gives a
+    line of JSON for each question; with --json FILE, an interrupted run goes on where it was. Exit
+    codes: 0 done, 1 some of many failed, 2 bad input, 130 interrupted.
     """
 
-    video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
-    """Video file."""
+    video: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")] = None
+    """Video file, or a folder of them. May be left out where --questions names videos."""
 
-    question: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")]
-    """What the frames should answer."""
+    question: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")] = None
+    """What the frames should answer; with a folder, asked of every video."""
+
+    questions: Path | None = None
+    """File of questions: .jsonl or .csv with question and perhaps video, else one a line. Those
+    without a video are asked of VIDEO; videos are looked for in the folder VIDEO, or beside the
+    file."""
 
     model: str | None = None
     """Checkpoint directory, or owner/name on the Hugging Face hub."""
@@ -90,6 +101,20 @@ class Request:
     dtype: str = "auto"
     """auto, float32, float16 or bfloat16."""
 
+    precision: Literal["native", "fp8"] = "native"
+    """fp8 rounds to 8 bits what is multiplied: faster on Ada and Hopper GPUs, and scores move."""
+
+    decode: Literal["auto", "pyav", "decord", "nvdec"] = "auto"
+    """What reads the video: auto is pyav; nvdec is the GPU's decoder, needs itg-model[nvdec]."""
+
+    max_pooled_side: int | None = None
+    """Gives each frame a smaller grid of tokens than the model would: faster, approximate."""
+
+    @property
+    def asks_many(self) -> bool:
+        """Whether there may be more than one video or question."""
+        return self.questions is not None or (self.video is not None and self.video.is_dir())
+
     def to_sampling(self, max_frames: int = SAMPLING.max_frames) -> SamplingConfig:
         """Gathers the options that say which frames are looked at; `max_frames` is the default."""
         if self.max_frames is not None:
@@ -106,13 +131,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             return _fail(str(error))
         try:
-            _run(request)
+            return _run_many(request) if request.asks_many else _run(request)
         except (ItgError, OSError) as error:
             return _fail(str(error))
     except KeyboardInterrupt:
         print("itg-select: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _check(request: Request) -> None:
@@ -123,20 +147,41 @@ def _check(request: Request) -> None:
     if request.top_k < 1:
         raise ValueError(f"--top-k must be >= 1, got {request.top_k}")
     parse_policy_params(request.policy, request.policy_param)
-    if not request.question.strip():
-        raise ValueError("the question must not be blank")
-    if any("\ud800" <= char <= "\udfff" for char in request.question):
-        # what Python makes of bytes in an argument that are no UTF-8; no tokenizer takes it
-        raise ValueError("the question must be text in UTF-8")
-    if not request.video.is_file():
-        raise ValueError(f"{request.video}: no such file")
+    _check_question(request)
     if request.save_frames is not None and request.save_frames.is_file():
         raise ValueError(f"--save-frames {request.save_frames}: not a directory")
     _check_outputs(request)
     # imported here and below: --help and a typo should not wait for torch
-    from itg_model.grounder import resolve_device, resolve_dtype
+    from itg_model.devices import resolve_device, resolve_dtype
+    from itg_model.frames import check_decode
+    from itg_model.linear import check_fp8
 
-    resolve_dtype(request.dtype, resolve_device(request.device))
+    device = resolve_device(request.device)
+    dtype = resolve_dtype(request.dtype, device)
+    if request.precision == "fp8":
+        check_fp8(device, dtype)
+    check_decode(request.decode, device)
+
+
+def _check_question(request: Request) -> None:
+    if request.questions is not None and request.question is not None:
+        raise ValueError("QUESTION and --questions exclude each other")
+    if request.questions is None:
+        if request.video is None or request.question is None:
+            raise ValueError("give VIDEO and QUESTION, or --questions FILE; see --help")
+        if not request.question.strip():
+            raise ValueError("the question must not be blank")
+        if any("\ud800" <= char <= "\udfff" for char in request.question):
+            # what Python makes of bytes in an argument that are no UTF-8; no tokenizer takes it
+            raise ValueError("the question must be text in UTF-8")
+        if not request.video.exists():
+            raise ValueError(f"{request.video}: no such file")
+    if request.asks_many:
+        for option in ("save_frames", "report", "plot"):
+            if getattr(request, option) is not None:
+                raise ValueError(
+                    f"--{option.replace('_', '-')} is for one question about one video"
+                )
 
 
 def _check_outputs(request: Request) -> None:
@@ -153,7 +198,18 @@ def _check_outputs(request: Request) -> None:
         check_plot(request.plot)
 
 
-def _run(request: Request) -> None:
+def _run_many(request: Request) -> int:
+    from itg_model.batch import run_many
+
+    try:
+        summary, num_failed = run_many(request)
+    except ValueError as error:
+        return _fail(str(error))
+    print(f"itg-select: {summary}", file=sys.stderr)
+    return 1 if num_failed else 0
+
+
+def _run(request: Request) -> int:
     from itg_data.timeline import Thumbnails
 
     from itg_model.export import save_frames
@@ -180,6 +236,7 @@ def _run(request: Request) -> None:
     if thumbnails is not None:
         summary += _picture(request, selection, thumbnails)
     print(f"itg-select: {summary}", file=sys.stderr)
+    return 0
 
 
 def _picture(request: Request, selection: FrameSelection, thumbnails: "Thumbnails") -> str:
@@ -200,18 +257,12 @@ def _picture(request: Request, selection: FrameSelection, thumbnails: "Thumbnail
 
 
 def _select(request: Request, thumbnails: "Thumbnails | None" = None) -> FrameSelection:
-    from itg_model.grounder import FrameGrounder
-
-    assert request.model is not None  # _check
+    assert request.video is not None  # _check, as below
+    assert request.question is not None
     # a look at the packets: a broken file should not cost the loading of a large model
     open_video(request.video).close()
     with _show_progress(request.video.name) as progress:
-        grounder = FrameGrounder.from_pretrained(
-            request.model,
-            request.device,
-            request.dtype,
-            vision_checkpoint=request.vision_checkpoint,
-        )
+        grounder = load_grounder(request)
         return grounder.select(
             request.video,
             request.question,
@@ -222,6 +273,22 @@ def _select(request: Request, thumbnails: "Thumbnails | None" = None) -> FrameSe
             None if thumbnails is None else thumbnails.add,
             parse_policy_params(request.policy, request.policy_param),
         )
+
+
+def load_grounder(request: Request, device: str | None = None) -> "FrameGrounder":
+    """Loads the model that a request asks for, on its device or another."""
+    from itg_model.grounder import FrameGrounder
+
+    assert request.model is not None  # _check
+    return FrameGrounder.from_pretrained(
+        request.model,
+        device or request.device,
+        request.dtype,
+        vision_checkpoint=request.vision_checkpoint,
+        precision=request.precision,
+        decode=request.decode,
+        max_pooled_side=request.max_pooled_side,
+    )
 
 
 @contextmanager

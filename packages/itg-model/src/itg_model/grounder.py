@@ -7,27 +7,30 @@ or `select` as many questions as there are.
 
 import logging
 import os
-import re
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from itg_data.errors import VideoError
 from itg_data.records import FrameScores, FrameSelection, SelectedFrame
-from itg_data.sampling import SamplingConfig, sample_source_indices
-from itg_data.video import FrameBatch, VideoReader, open_video
-from torch import Tensor
+from itg_data.sampling import SamplingConfig
 from transformers import PreTrainedTokenizerBase
 
 from itg_model.config import TowerConfig
+from itg_model.devices import resolve_device, resolve_dtype
 from itg_model.errors import CheckpointError
-from itg_model.model import DEFAULT_FRAME_CHUNK, FrameGroundingModel
+from itg_model.frames import (
+    Decode,
+    EncodedVideo,
+    OnFrames,
+    Progress,
+    SampledVideo,
+    check_decode,
+)
+from itg_model.linear import check_fp8
+from itg_model.many import Asked, FailedSelection, select_each
+from itg_model.model import DEFAULT_FRAME_CHUNK, FrameGroundingModel, Precision
 from itg_model.policies import (
     check_policy,
     describe_policy,
@@ -35,40 +38,23 @@ from itg_model.policies import (
     policy_info,
     select_frames,
 )
-from itg_model.processing import encode_question, load_tokenizer, preprocess_frames
+from itg_model.processing import encode_question, load_tokenizer
+from itg_model.weights import find_checkpoint
+
+__all__ = [
+    "EncodedVideo",
+    "FailedSelection",
+    "FrameGrounder",
+    "OnFrames",
+    "Progress",
+    "resolve_device",
+    "resolve_dtype",
+]
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Told how many of how many frames are done."""
-
-OnFrames = Callable[[FrameBatch], None]
-"""Shown the sampled frames as decoded, at their own size, chunk by chunk in time order; must not
-keep them."""
-
-MAX_CHUNK_BYTES = 256 * 1024**2
-"""Decoded frames held at once, apart from the chunk read ahead; large frames come in fewer."""
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedVideo:
-    """A video after the tower, ready for any number of questions."""
-
-    video: str
-    sampling: str
-    """The sampling rule, as `SamplingConfig.describe` writes it."""
-    features: Tensor = field(repr=False)
-    """[T, P, C] pooled features, on the model's device."""
-    source_idx: npt.NDArray[np.int64]
-    """[T] places of the frames in the file."""
-    time_s: npt.NDArray[np.float64]
-    """[T]"""
-    missing_source_idx: npt.NDArray[np.int64]
-    """Frames that were sampled but that the file did not give."""
-    fps: float
-    """Average frame rate of the file, in Hz."""
+GPU_FRAME_CHUNK = 64
+"""Frames that pass the tower at once on a GPU, unless the caller says otherwise."""
 
 
 class FrameGrounder:
@@ -78,7 +64,10 @@ class FrameGrounder:
         model: The network.
         tokenizer: Its tokenizer.
         name: What records of scores call the model.
-        frame_chunk: Frames that pass the tower at once.
+        frame_chunk: Frames that pass the tower at once; 0 for what suits the device.
+        decode: What decodes: `auto`, `pyav` or `decord` on the CPU, `nvdec` on the GPU.
+        max_pooled_side: Gives each frame a smaller grid of tokens than the model would: faster,
+            and an approximation.
     """
 
     def __init__(
@@ -86,17 +75,25 @@ class FrameGrounder:
         model: FrameGroundingModel,
         tokenizer: PreTrainedTokenizerBase,
         name: str,
-        frame_chunk: int = DEFAULT_FRAME_CHUNK,
+        frame_chunk: int = 0,
+        decode: Decode = "auto",
+        max_pooled_side: int | None = None,
     ) -> None:
         vocab_size = model.config.text.vocab_size
         if len(tokenizer) > vocab_size:
             raise CheckpointError(
                 f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {vocab_size}"
             )
+        check_decode(decode, model.device)
+        if max_pooled_side is not None and max_pooled_side < 1:
+            raise ValueError(f"max_pooled_side must be >= 1, got {max_pooled_side}")
+        usual = GPU_FRAME_CHUNK if model.device.type == "cuda" else DEFAULT_FRAME_CHUNK
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.frame_chunk = frame_chunk
+        self.frame_chunk = frame_chunk or usual
+        self.decode: Decode = decode
+        self.max_pooled_side = max_pooled_side
 
     @classmethod
     def from_pretrained(
@@ -108,7 +105,10 @@ class FrameGrounder:
         vision_config: TowerConfig | None = None,
         vision_checkpoint: str | Path | None = None,
         attn_implementation: str = "sdpa",
-        frame_chunk: int = DEFAULT_FRAME_CHUNK,
+        frame_chunk: int = 0,
+        precision: Precision = "native",
+        decode: Decode = "auto",
+        max_pooled_side: int | None = None,
     ) -> "FrameGrounder":
         """Loads a checkpoint and its tokenizer.
 
@@ -120,16 +120,23 @@ class FrameGrounder:
                 float32 on the CPU.
             vision_config: See `FrameGroundingModel.from_pretrained`.
             vision_checkpoint: See `FrameGroundingModel.from_pretrained`.
-            attn_implementation: See `FrameGroundingModel`.
-            frame_chunk: Frames that pass the tower at once.
+            attn_implementation: See `FrameGroundingModel`; `sdpa` is rebuilt for inference, the
+                others run the blocks of transformers.
+            frame_chunk: See the class.
+            precision: See `FrameGroundingModel.for_inference`.
+            decode: See the class.
+            max_pooled_side: See the class.
 
         Raises:
             CheckpointError: The checkpoint cannot be found, read or used.
-            ValueError: `device` or `dtype` is unknown or not to be had here.
+            ValueError: `device`, `dtype`, `precision` or `decode` is unknown or not to be had here.
         """
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        directory = _find_checkpoint(path_or_hub_id)
+        check_decode(decode, device)
+        if precision == "fp8":
+            check_fp8(device, dtype)
+        directory = find_checkpoint(path_or_hub_id)
         # the tokenizer first: it is small, and its absence should not cost a long load
         tokenizer = load_tokenizer(directory)
         model = FrameGroundingModel.from_pretrained(
@@ -140,7 +147,12 @@ class FrameGrounder:
             vision_checkpoint=vision_checkpoint,
             device=device,
         )
-        return cls(model, tokenizer, str(path_or_hub_id), frame_chunk)
+        if attn_implementation == "sdpa" or precision != "native":
+            model.for_inference(precision=precision)
+        # what moves scores is part of the name, so that records of two kinds never mix
+        name = str(path_or_hub_id) + ("" if precision == "native" else f"+{precision}")
+        name += "" if max_pooled_side is None else f"+side{max_pooled_side}"
+        return cls(model, tokenizer, name, frame_chunk, decode, max_pooled_side)
 
     @property
     def max_frames(self) -> int:
@@ -182,13 +194,7 @@ class FrameGrounder:
                 that is encoded already.
         """
         # faults of the request first: a long video should not be decoded for nothing
-        params: dict[str, Any] = dict(policy_params or {})
-        check_policy(policy, top_k, params)
-        if "boundaries" in params:
-            raise ValueError(
-                f"policy {policy}: boundaries count the frames of the file, but here only sampled "
-                "ones are chosen; pass the scores to itg_model.policies.select_frames"
-            )
+        params = _check_choice(policy, top_k, policy_params)
         encode_question(question, self.tokenizer)
         if not isinstance(video, EncodedVideo):
             video = self.encode(video, sampling, progress, on_frames)
@@ -199,6 +205,46 @@ class FrameGrounder:
                 f"sampling is {sampling.describe()}, but the video was encoded with "
                 f"{video.sampling}"
             )
+        return self._choose(video, question, top_k, policy, params)
+
+    def select_many(
+        self,
+        asked: Iterable[Asked],
+        top_k: int = 32,
+        sampling: SamplingConfig | None = None,
+        policy: str = "top-k",
+        policy_params: Mapping[str, Any] | None = None,
+    ) -> Iterator[FrameSelection | FailedSelection]:
+        """Chooses frames for many questions, decoding the next video while one is scored.
+
+        A question or a video that fails gives a result that says so, and the rest goes on.
+        Neighbours that name the same video share its decoding and its pass of the tower.
+
+        Args:
+            asked: Pairs of a video file and a question, or several questions; drawn as needed.
+            top_k: As in `select`, like the rest.
+            sampling: Which frames are looked at.
+            policy: How frames are chosen.
+            policy_params: The policy's own parameters.
+
+        Returns:
+            An iterator with one result to each question, in order.
+
+        Raises:
+            ValueError: As `select`, at once, where it does not depend on a video or a question.
+        """
+        params = _check_choice(policy, top_k, policy_params)
+
+        def choose(video: EncodedVideo, question: str) -> FrameSelection:
+            return self._choose(video, question, top_k, policy, dict(params))
+
+        return select_each(
+            asked, lambda video: self.open(video, sampling), self.encode_opened, choose
+        )
+
+    def _choose(
+        self, video: EncodedVideo, question: str, top_k: int, policy: str, params: dict[str, Any]
+    ) -> FrameSelection:
         scored = self.score(video, question)
         scores = np.array(scored.scores)
         if "times_s" in policy_info(policy).arrays:
@@ -236,50 +282,32 @@ class FrameGrounder:
     ) -> EncodedVideo:
         """Decodes the sampled frames of a video and runs the tower over them, chunk by chunk.
 
-        While one chunk is in the tower, the next is decoded; no more than these two are held.
-        Frames that the file does not give are left out and listed.
+        While one chunk is in the tower, the next are decoded; memory is bounded. Frames that the
+        file does not give are left out and listed.
 
         Raises:
             VideoError: The file is no video that can be read, or gives none of the frames.
             CheckpointError: The model takes fewer frames than were sampled.
         """
+        with self.open(video, sampling, on_frames) as opened:
+            return self.encode_opened(opened, progress)
+
+    def open(
+        self,
+        video: str | os.PathLike[str],
+        sampling: SamplingConfig | None = None,
+        on_frames: OnFrames | None = None,
+    ) -> SampledVideo:
+        """Starts to decode a video, for `encode_opened`; raises as `encode` does."""
         sampling = sampling or SamplingConfig(max_frames=self.max_frames)
-        with open_video(video) as reader:
-            wanted = sample_source_indices(reader.num_frames, reader.fps, sampling)
-            most = self.model.config.vision_token_num
-            if len(wanted) > most:
-                raise CheckpointError(
-                    f"{self.name}: takes {most} frames at most, but sampling gives {len(wanted)}; "
-                    "lower max_frames"
-                )
-            # of the frames asked for: how many the file will give is not known yet
-            side = self.model.pooled_side(len(wanted))
-            features, source_idx, time_s, missing = [], [], [], []
-            num_done = 0
-            # closed before the reader is, whatever happens: its thread may be decoding
-            with closing(self._read_chunks(reader, wanted)) as chunks:
-                for batch, pixels in chunks:
-                    if len(pixels):
-                        if on_frames:
-                            on_frames(batch)
-                        features.append(self.model.encode_frames(pixels, side, self.frame_chunk))
-                    source_idx.append(batch.source_idx)
-                    time_s.append(batch.time_s)
-                    missing.append(batch.missing_source_idx)
-                    num_done += len(batch.source_idx) + len(batch.missing_source_idx)
-                    if progress:
-                        progress(num_done, len(wanted))
-        if not features:
-            raise VideoError(str(video), f"none of the {len(wanted)} sampled frames can be decoded")
-        return EncodedVideo(
-            video=os.fspath(video),
-            sampling=sampling.describe(),
-            features=torch.cat(features),
-            source_idx=np.concatenate(source_idx),
-            time_s=np.concatenate(time_s),
-            missing_source_idx=np.concatenate(missing),
-            fps=reader.fps,
-        )
+        return SampledVideo(video, sampling, self.model, self.decode, self.frame_chunk, on_frames)
+
+    @torch.inference_mode()
+    def encode_opened(self, video: SampledVideo, progress: Progress | None = None) -> EncodedVideo:
+        """The second half of `encode`."""
+        # of the frames asked for: how many the file will give is not known yet
+        side = self.model.pooled_side(len(video.wanted))
+        return video.encode(self.model, min(side, self.max_pooled_side or side), progress)
 
     @torch.inference_mode()
     def score(self, video: EncodedVideo, question: str) -> FrameScores:
@@ -311,92 +339,15 @@ class FrameGrounder:
             scores=tuple(scores.tolist()),
         )
 
-    def _read_chunks(
-        self, reader: VideoReader, wanted: npt.NDArray[np.int64]
-    ) -> Generator[tuple[FrameBatch, Tensor], None, None]:
-        """Yields the frames in chunks, squashed to the tower's size, one chunk read ahead."""
-        frame_bytes = reader.height * reader.width * 3
-        size = max(1, min(self.frame_chunk, MAX_CHUNK_BYTES // frame_bytes))
-        image_size = self.model.config.vision.image_size
 
-        def read(chunk: npt.NDArray[np.int64]) -> tuple[FrameBatch, Tensor]:
-            batch = _read_what_there_is(reader, chunk)
-            return batch, preprocess_frames(batch.frames, image_size)
-
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(read, wanted[:size])
-            for start in range(size, len(wanted), size):
-                current, ahead = ahead, pool.submit(read, wanted[start : start + size])
-                yield current.result()
-            yield ahead.result()
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Turns `auto` into a device and checks that a named one exists.
-
-    Raises:
-        ValueError: No such device, here or at all.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+def _check_choice(
+    policy: str, top_k: int, policy_params: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    params: dict[str, Any] = dict(policy_params or {})
+    check_policy(policy, top_k, params)
+    if "boundaries" in params:
         raise ValueError(
-            f"device {device} was asked for, but there are {torch.cuda.device_count()} GPUs"
+            f"policy {policy}: boundaries count the frames of the file, but here only sampled "
+            "ones are chosen; pass the scores to itg_model.policies.select_frames"
         )
-    return resolved
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Turns `auto` or a name into a type of parameters.
-
-    Raises:
-        ValueError: No such type.
-    """
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype must be auto, {', '.join(_DTYPES)}, got {dtype!r}")
-    return _DTYPES[dtype]
-
-
-def _read_what_there_is(reader: VideoReader, chunk: npt.NDArray[np.int64]) -> FrameBatch:
-    try:
-        return reader.read(chunk)
-    except VideoError as error:
-        # the reader gives up where a whole chunk is lost; others may still be whole
-        logger.info("frames %d to %d are missing: %s", chunk[0], chunk[-1], error.reason)
-        return FrameBatch(
-            frames=np.empty((0, 1, 1, 3), dtype=np.uint8),
-            source_idx=chunk[:0],
-            time_s=np.empty(0),
-            missing_source_idx=chunk,
-            source_height=reader.height,
-            source_width=reader.width,
-        )
-
-
-def _find_checkpoint(path_or_hub_id: str | Path) -> Path:
-    path = Path(path_or_hub_id)
-    if path.is_dir():
-        return path
-    name = str(path_or_hub_id)
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        raise CheckpointError(f"{name}: not a directory")
-    # imported here: a local checkpoint needs no hub
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{name}: no such directory, and not to be had from the hub: {reason}"
-        ) from None
+    return params

@@ -1,8 +1,8 @@
 """Pixels and questions turned into what the network takes, exactly as the reference does.
 
 Frames are squashed to a square as `itg_data.resize` does it, on several threads; frames that are
-that square already, as a reader's `stream` gives them, stay as they are. Only 256 values can come
-out, so the rest is a table.
+that square already, as a reader's `stream` gives them, stay as they are. The rest is
+`itg_model.pixels`.
 """
 
 import os
@@ -18,10 +18,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from itg_model.errors import CheckpointError
 from itg_model.model import VIDEO_TOKEN_ID
-
-# As the reference rounds: x / 255 in float64, then float32, then (x - 0.5) / 0.5 in float32.
-_GREY_LEVELS = (np.arange(256) * (1 / 255)).astype(np.float32)
-_NORMALISED = (_GREY_LEVELS - np.float32(0.5)) / np.float32(0.5)
+from itg_model.pixels import scale_frames
 
 
 def preprocess_frames(
@@ -40,16 +37,24 @@ def preprocess_frames(
     Raises:
         ValueError: `frames` has another shape or type.
     """
+    squares = squash_frames(frames, image_size, num_threads)
+    return scale_frames(torch.from_numpy(squares)).contiguous()
+
+
+def squash_frames(
+    frames: npt.NDArray[np.uint8], image_size: int, num_threads: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """The first half of `preprocess_frames`: [T, H, W, 3] -> [T, S, S, 3] uint8."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be [T, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
-    pixels = np.empty((len(frames), 3, image_size, image_size), dtype=np.float32)
+    squares = np.empty((len(frames), image_size, image_size, 3), dtype=np.uint8)
 
     def prepare(i: int) -> None:
-        pixels[i] = _NORMALISED[squash(frames[i], image_size)].transpose(2, 0, 1)
+        squares[i] = squash(frames[i], image_size)
 
     with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(prepare, range(len(frames))))
-    return torch.from_numpy(pixels)
+    return squares
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

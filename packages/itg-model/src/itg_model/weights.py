@@ -124,6 +124,30 @@ def write_checkpoint(
         path.unlink(missing_ok=True)
 
 
+def find_checkpoint(path_or_hub_id: str | Path) -> Path:
+    """The directory itself, or where the hub's copy of that name lies once it is here.
+
+    Raises:
+        CheckpointError: Neither exists or can be fetched.
+    """
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    name = str(path_or_hub_id)
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise CheckpointError(f"{name}: not a directory")
+    # imported here: a local checkpoint needs no hub
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{name}: no such directory, and not to be had from the hub: {reason}"
+        ) from None
+
+
 def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with replacing(path) as part:
         # contiguous: a parameter may be a view; safetensors refuses those

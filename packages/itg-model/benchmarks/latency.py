@@ -1,0 +1,323 @@
+"""Measures the way from a video file to the chosen frames, in whole and in parts; a row each.
+
+    uv run python packages/itg-model/benchmarks/latency.py --out packages/itg-model/benchmarks/results
+
+7B shape with random weights, a question of 60 tokens; seconds are medians. The reference's figures
+were measured on the same kind of machine before this code existed (LOG.md names the run); `literal`
+is its graph, run here and now. A case that fails is named and does not stop the others.
+"""
+
+import gc
+import json
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from itg_data.sampling import SamplingConfig
+from itg_model import FrameGrounder, FrameGroundingConfig
+from itg_model.model import Precision
+from itg_model.questions import read_questions
+from setting import (
+    QUESTION,
+    literal,
+    make_frames,
+    make_grounder,
+    make_model,
+    make_tokenizer,
+    make_video,
+    provenance,
+)
+
+Row = dict[str, Any]
+REFERENCE_NETWORK_S = {32: 0.759, 64: 0.894, 128: 1.004, 256: 1.414, 512: 1.649}
+"""The reference's network alone, by frames."""
+REFERENCE_COLD_S = {512: 18.7}
+"""The same with its decoding and preprocessing, of a 720p video of two minutes."""
+NUM_VIDEOS, NUM_QUESTIONS = 30, 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Benchmark:
+    """Measure latency; the table is for people, the rows are for the record."""
+
+    out: Path | None = None
+    """Folder for the rows; nothing is written without it."""
+
+    cases: tuple[str, ...] = ("literal", "native", "cold", "many", "sides", "fp8", "nvdec")
+    """Groups of cases to measure."""
+
+    clip: Path | None = None
+    """A clip for the video, made before by itg-data's benchmark, instead of making one."""
+
+    small: Path | None = None
+    """A checkpoint that `itg-train` made, for the overlap of its choices in other precisions."""
+
+    small_questions: Path | None = None
+    """Questions about videos beside the file, for the same."""
+
+    repeats: int = 5
+    """Times each case is measured; the median counts."""
+
+    def run(self) -> int:
+        """Measures, writes rows as they come, and prints the table."""
+        rows: list[Row] = []
+        for name in self.cases:
+            try:
+                for row in GROUPS[name](self):
+                    rows.append(row | provenance())
+                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+                    self._write(rows[-1])
+            except Exception:  # the table shows what there is
+                print(f"{name} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+        print_table(rows)
+        return 0
+
+    def _write(self, row: Row) -> None:
+        if self.out is None:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        name = "-".join(row["gpu"].lower().split())
+        with (self.out / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def measure(action: Callable[[], object], repeats: int) -> float:
+    """Median seconds of an action that ends with its result on the host, after one to warm up."""
+    action()
+    torch.cuda.synchronize()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def make_row(case: str, frames: int, precision: str, seconds: float, **more: Any) -> Row:
+    """A row with the fields that every row has; None where a field says nothing."""
+    usual = {"decode": None, "stages": {}, "reference_seconds": None}
+    row = {"case": case, "frames": frames, "precision": precision, "seconds": round(seconds, 4)}
+    peak_gib = torch.cuda.max_memory_allocated() / 2**30
+    return row | usual | {"peak_gib": round(peak_gib, 2)} | more
+
+
+def measure_literal(bench: Benchmark) -> Iterator[Row]:
+    """The reference's graph on this machine, T=512."""
+    model = make_model(FrameGroundingConfig(select_layer=-1))
+    frames, ids = make_frames(512, 384), question_ids()
+    torch.cuda.reset_peak_memory_stats()
+    with literal(model), torch.inference_mode():
+        side = model.pooled_side(512)
+        run = lambda: model.score(model.encode_frames(frames, side, 384), ids).cpu()  # noqa: E731
+        seconds = measure(run, 2)
+    yield make_row("literal", 512, "native", seconds, reference_seconds=REFERENCE_NETWORK_S[512])
+
+
+def measure_network(bench: Benchmark, precision: Precision) -> Iterator[Row]:
+    """Frames in memory to scores, and the next question about the same frames."""
+    grounder = make_grounder(precision)
+    for frames in (512, 1024, 64, 20):
+        yield from measure_frames(bench, grounder, precision, frames)
+    if precision == "fp8":
+        yield measure_overlap(grounder)
+
+
+@torch.inference_mode()
+def measure_frames(
+    bench: Benchmark, grounder: FrameGrounder, precision: Precision, frames: int
+) -> Iterator[Row]:
+    """The cases of one number of frames."""
+    model, pixels, ids = grounder.model, make_frames(frames, 384), question_ids()
+    side = model.pooled_side(frames)
+    encode = lambda: model.encode_frames(pixels, side, grounder.frame_chunk)  # noqa: E731
+    torch.cuda.reset_peak_memory_stats()
+    tower = measure(encode, bench.repeats)
+    features = encode()
+    trunk = measure(lambda: model.score(features, ids).cpu(), bench.repeats)
+    seconds = measure(lambda: model.score(encode(), ids).cpu(), bench.repeats)
+    reference = REFERENCE_NETWORK_S.get(frames)
+    stages = {"tower": round(tower, 4), "trunk": round(trunk, 4)}
+    common = {"stages": stages, "reference_seconds": reference}
+    yield make_row("network", frames, precision, seconds, **common)
+    cold = REFERENCE_COLD_S.get(frames)
+    yield make_row("next question", frames, precision, trunk, reference_seconds=cold)
+    fresh = []
+    for length in (40, 45, 50):
+        start = time.perf_counter()
+        model.score(features, question_ids(length)).cpu()
+        fresh.append(time.perf_counter() - start)
+    case = "next question, new length"
+    yield make_row(case, frames, precision, statistics.median(fresh), reference_seconds=cold)
+
+
+def measure_overlap(fp8: FrameGrounder) -> Row:
+    """How many of the best 32 of 512 frames stay with 8 bits and random weights."""
+    frames, ids = make_frames(512, 384), question_ids()
+    with torch.inference_mode():
+        rounded = fp8.model.score(fp8.model.encode_frames(frames, frame_chunk=64), ids).cpu()
+        native = make_grounder("native").model
+        exact = native.score(native.encode_frames(frames, frame_chunk=64), ids).cpu()
+    same = len(set(rounded.topk(32).indices.tolist()) & set(exact.topk(32).indices.tolist()))
+    return make_row("overlap, random weights", 512, "fp8", 0.0, overlap=same / 32)
+
+
+def measure_cold(bench: Benchmark, decode: Any = "auto") -> Iterator[Row]:
+    """A file to the chosen frames, the video not seen before."""
+    for precision in ("native",) if decode == "auto" else ("native", "fp8"):
+        grounder = make_grounder(precision, decode)
+        with tempfile.TemporaryDirectory() as folder:
+            video = make_video(Path(folder), bench.clip)
+            for frames in (512, 64):
+                seconds, stages = time_cold(bench, grounder, video, frames)
+                reference = REFERENCE_COLD_S.get(frames)
+                common = {"decode": decode, "stages": stages, "reference_seconds": reference}
+                yield make_row("cold", frames, precision, seconds, **common)
+        del grounder
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def time_cold(
+    bench: Benchmark, grounder: FrameGrounder, video: Path, frames: int
+) -> tuple[float, dict[str, float]]:
+    """Seconds and stages of so many frames of the video."""
+    sampling = SamplingConfig(rate_hz=frames / 110, max_frames=frames)
+    assert grounder.select(video, QUESTION, sampling=sampling).num_sampled == frames
+    torch.cuda.reset_peak_memory_stats()
+    stages = time_stages(grounder, video, sampling)
+    return measure(
+        lambda: grounder.select(video, QUESTION, sampling=sampling), bench.repeats
+    ), stages
+
+
+def time_stages(grounder: FrameGrounder, video: Path, sampling: SamplingConfig) -> dict[str, float]:
+    """Decoding alone, and what is left after the last frame."""
+    start = time.perf_counter()
+    with grounder.open(video, sampling) as opened, closing(opened._chunks()) as chunks:
+        for _ in chunks:
+            pass
+    torch.cuda.synchronize()
+    decoded = time.perf_counter()
+    encoded = grounder.encode(video, sampling)
+    torch.cuda.synchronize()
+    done = time.perf_counter()
+    grounder.score(encoded, QUESTION)
+    scored = time.perf_counter()
+    parts = {
+        "decode alone": decoded - start,
+        "decode and tower": done - decoded,
+        "trunk": scored - done,
+    }
+    return {name: round(seconds, 4) for name, seconds in parts.items()}
+
+
+def measure_many(bench: Benchmark, decode: Any = "auto") -> Iterator[Row]:
+    """Videos with questions, pipelined; memory after each video."""
+    grounder = make_grounder("native", decode)
+    sampling = SamplingConfig(rate_hz=512 / 110, max_frames=512)
+    with tempfile.TemporaryDirectory() as folder:
+        video = make_video(Path(folder), bench.clip)
+        videos = [Path(folder) / f"v{i}.mp4" for i in range(NUM_VIDEOS)]
+        for link in videos:
+            link.symlink_to(video)
+        questions = [QUESTION, QUESTION[:50], QUESTION[:40]]
+        # one before the clock starts: cuDNN's plans for these lengths
+        list(grounder.select_many([(video, questions)], sampling=sampling))
+        torch.cuda.reset_peak_memory_stats()
+        start, memory = time.perf_counter(), []
+        asked = [(link, questions) for link in videos]
+        for i, result in enumerate(grounder.select_many(asked, sampling=sampling)):
+            assert getattr(result, "num_sampled", 0) == 512, result
+            if i % NUM_QUESTIONS == NUM_QUESTIONS - 1:
+                memory.append(memory_gib())
+        seconds = (time.perf_counter() - start) / (NUM_VIDEOS * NUM_QUESTIONS)
+    common = {"decode": decode, "reference_seconds": REFERENCE_COLD_S[512], "memory_gib": memory}
+    yield make_row("30 videos x 3, a question", 512, "native", seconds, **common)
+
+
+def memory_gib() -> list[float]:
+    """Of the GPU as allocated, and of the process."""
+    status = Path("/proc/self/status").read_text()
+    resident_kib = int(status.split("VmRSS:")[1].split()[0])
+    return [round(torch.cuda.memory_allocated() / 2**30, 3), round(resident_kib / 2**20, 3)]
+
+
+@torch.inference_mode()
+def measure_sides(bench: Benchmark) -> Iterator[Row]:
+    """Smaller grids of tokens, an approximation: seconds, and how many of the best 32 stay."""
+    model, pixels, ids = make_grounder("native").model, make_frames(512, 384), question_ids()
+    best: set[int] = set()
+    for side in (5, 4, 3, 2):
+        features = model.encode_frames(pixels, side, 64)
+        top = set(model.score(features, ids).topk(32).indices.tolist())
+        best = best or top
+        seconds = measure(lambda: model.score(features, ids).cpu(), bench.repeats)  # noqa: B023
+        overlap = {"overlap": len(top & best) / 32}
+        yield make_row(f"next question, side {side}", 512, "native", seconds, **overlap)
+
+
+def measure_small(bench: Benchmark) -> Iterator[Row]:
+    """How many of the best 32 frames a trained small model keeps in other precisions."""
+    assert bench.small is not None
+    assert bench.small_questions is not None
+    pairs = read_questions(bench.small_questions, None)
+    sampling = SamplingConfig(rate_hz=4, max_frames=192)
+    best: list[set[int]] = []
+    for dtype, precision in (("float32", "native"), ("bfloat16", "native"), ("bfloat16", "fp8")):
+        grounder = FrameGrounder.from_pretrained(bench.small, "cuda", dtype, precision=precision)
+        results = list(grounder.select_many(pairs, 32, sampling))
+        chosen = [{frame.source_idx for frame in result.selected} for result in results]
+        best = best or chosen
+        overlaps = [len(a & b) / len(a) for a, b in zip(chosen, best, strict=True)]
+        common = {"overlap": statistics.mean(overlaps), "lowest_overlap": min(overlaps)}
+        name = f"trained small model, {dtype}"
+        yield make_row(name, 192, precision, 0.0, num_questions=len(overlaps), **common)
+
+
+def question_ids(length: int = 60) -> torch.Tensor:
+    """Ids of a question of so many tokens."""
+    from itg_model.processing import encode_question
+
+    return encode_question(QUESTION[: length - 1], make_tokenizer())
+
+
+GROUPS: dict[str, Callable[[Benchmark], Iterator[Row]]] = {
+    "literal": measure_literal,
+    "native": lambda bench: measure_network(bench, "native"),
+    "fp8": lambda bench: measure_network(bench, "fp8"),
+    "cold": measure_cold,
+    "nvdec": lambda bench: measure_cold(bench, "nvdec"),
+    "many": measure_many,
+    "many-nvdec": lambda bench: measure_many(bench, "nvdec"),
+    "sides": measure_sides,
+    "small": measure_small,
+}
+
+
+def print_table(rows: list[Row]) -> None:
+    """For people; the stages in brackets."""
+    print(f"{'case':<32}{'T':>5} {'':<7}{'decode':<7}{'s':>8}{'reference':>11}{'GiB':>7}")
+    for row in rows:
+        stages = " ".join(f"{name} {seconds}" for name, seconds in row["stages"].items())
+        more = f" overlap {row['overlap']:.2f}" if "overlap" in row else ""
+        print(
+            f"{row['case']:<32}{row['frames']:>5} {row['precision']:<7}{row['decode'] or '-':<7}"
+            f"{row['seconds']:>8.3f}{row['reference_seconds'] or '-':>11}{row['peak_gib']:>7.1f}"
+            f"  {stages}{more}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(Benchmark).run())

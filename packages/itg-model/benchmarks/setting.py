@@ -1,0 +1,117 @@
+"""What the latency cases run on: the 7B shape with random weights, its rival, and real videos."""
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from itg_model import FrameGrounder, FrameGroundingConfig, FrameGroundingModel
+from itg_model.frames import Decode
+from itg_model.model import Precision
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedTokenizerFast
+
+QUESTION = "x" * 59
+"""With the newline and the video's place, 61 ids: the reference was measured with about as many."""
+
+DATA_BENCHMARKS = Path(__file__).resolve().parents[2] / "itg-data" / "benchmarks"
+
+
+def make_model(config: FrameGroundingConfig) -> FrameGroundingModel:
+    """Random weights in bfloat16, drawn on the GPU; the blocks of transformers as yet."""
+    with torch.device("meta"):
+        model = FrameGroundingModel(config)
+    model = model.to(torch.bfloat16).to_empty(device="cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.fill_(1)
+            elif parameter.ndim == 1:
+                parameter.zero_()
+            else:
+                parameter.normal_(0, 0.02, generator=generator)
+    tower: Any = model.tower
+    tower.reset_position_ids(torch.device("cuda"))
+    return model.eval()
+
+
+def make_grounder(
+    precision: Precision, decode: Decode = "auto", side: int | None = None
+) -> FrameGrounder:
+    """The whole of it, as `from_pretrained` would give it."""
+    model = make_model(FrameGroundingConfig()).for_inference(precision=precision)
+    return FrameGrounder(model, make_tokenizer(), "random-7b", decode=decode, max_pooled_side=side)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A token to each byte."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocab = {letter: i for i, letter in enumerate(["<pad>", *sorted(alphabet)])}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+
+
+def make_frames(num_frames: int, image_size: int) -> Tensor:
+    """Noise in pinned memory, as a decoder's chunks come."""
+    shape = (num_frames, image_size, image_size, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8).pin_memory()
+
+
+@contextmanager
+def literal(model: FrameGroundingModel) -> Iterator[FrameGroundingModel]:
+    """The reference's graph: all 27 blocks, eager, every hidden state kept, flash-attention 2."""
+    tower: Any = model.tower
+    trunk: Any = model.trunk
+    kept: list[Tensor] = []
+    blocks: list[Any] = [*tower.encoder.layers, *trunk.layers]
+
+    def keep(block: Any, _: object, output: Tensor) -> None:
+        if block in (blocks[0], trunk.layers[0]):
+            kept.clear()
+        kept.append(output)
+
+    hooks = [block.register_forward_hook(keep) for block in blocks]
+    try:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def make_video(folder: Path, clip: Path | None, seconds: int = 120) -> Path:
+    """720p H.264 at 30 Hz, a keyframe every 250 frames: the video that decoding is measured on."""
+    sys.path.insert(0, str(DATA_BENCHMARKS))
+    decode: Any = importlib.import_module("decode")
+    clip = clip or decode.make_clip(folder / "clip.mp4")
+    return decode.repeat_clip(clip, folder / f"{seconds}.mp4", seconds)
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what a row was measured."""
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "git_sha": os.environ.get("ITG_GIT_SHA") or _git("rev-parse", "--short", "HEAD"),
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    return done.stdout.strip()

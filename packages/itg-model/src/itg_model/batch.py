@@ -1,0 +1,137 @@
+"""`itg-select` for many questions: a line of JSON each, in the order of the videos.
+
+Started by torchrun, the processes deal out the videos among their GPUs.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from itg_data.records import FrameSelection
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from itg_model.grounder import FrameGrounder
+from itg_model.journal import Journal, Share
+from itg_model.many import FailedSelection
+from itg_model.policies import describe_policy, parse_policy_params
+from itg_model.questions import list_videos, read_questions
+
+if TYPE_CHECKING:
+    from itg_model.cli import Request
+
+
+def run_many(request: "Request") -> tuple[str, int]:
+    """Answers all questions of a request; returns what to say of it, and how many failed.
+
+    Raises:
+        ValueError: The questions or the results of an earlier run do not hold.
+    """
+    from itg_model.cli import load_grounder
+
+    share = Share.from_environment()
+    path = None if request.json == "-" else Path(request.json)
+    if path is None and share.num_ranks > 1:
+        raise ValueError("several processes need --json FILE: each writes one beside it")
+    asked = _deal(_read(request), share)
+    on_gpu = share.num_ranks > 1 and request.device in ("auto", "cuda")
+    grounder = load_grounder(request, f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else None)
+    with closing(
+        Journal(path, share, lambda found: _check_fit(found, request, grounder))
+    ) as journal:
+        todo = [pair for pair in asked if pair not in journal.done]
+        num_failed = _answer(request, grounder, todo, journal, shows=share.rank == 0)
+    summary = f"answered {len(todo) - num_failed} of {len(asked)} questions"
+    if len(todo) < len(asked):
+        summary += f"; {len(asked) - len(todo)} were answered before"
+    if num_failed:
+        summary += f"; {num_failed} failed, and the lines with an error say why"
+    return summary, num_failed
+
+
+def _read(request: "Request") -> list[tuple[str, str]]:
+    if request.questions is not None:
+        pairs = read_questions(request.questions, request.video)
+    else:
+        assert request.video is not None  # the command line's check, as below
+        assert request.question is not None
+        pairs = [(video, request.question) for video in list_videos(request.video)]
+    return [(str(video), question) for video, question in pairs]
+
+
+def _deal(asked: list[tuple[str, str]], share: Share) -> list[tuple[str, str]]:
+    """Every num_ranks-th video with all its questions."""
+    place_of = {video: i for i, video in enumerate(dict.fromkeys(video for video, _ in asked))}
+    return [pair for pair in asked if place_of[pair[0]] % share.num_ranks == share.rank]
+
+
+def _check_fit(found: FrameSelection, request: "Request", grounder: FrameGrounder) -> None:
+    wanted: dict[str, Any] = {
+        "model": grounder.name,
+        "sampling": request.to_sampling(grounder.max_frames).describe(),
+        "policy": describe_policy(
+            request.policy, parse_policy_params(request.policy, request.policy_param)
+        ),
+        "top_k": min(request.top_k, found.num_sampled),
+    }
+    for name, value in wanted.items():
+        there = len(found.selected) if name == "top_k" else getattr(found, name)
+        if there != value:
+            raise ValueError(f"holds results with {name} {there}, but {value} is asked for")
+
+
+def _answer(
+    request: "Request",
+    grounder: FrameGrounder,
+    todo: list[tuple[str, str]],
+    journal: Journal,
+    *,
+    shows: bool,
+) -> int:
+    """Writes a result to each question; returns how many failed."""
+    results = grounder.select_many(
+        todo,
+        request.top_k,
+        request.to_sampling(grounder.max_frames),
+        request.policy,
+        parse_policy_params(request.policy, request.policy_param),
+    )
+    num_failed = 0
+    with _bar(len(todo), shows) as (bars, task):
+        for result in results:
+            journal.write(result)
+            if isinstance(result, FailedSelection):
+                num_failed += 1
+            bars.update(task, advance=1, description=Path(result.video).name)
+    return num_failed
+
+
+@contextmanager
+def _bar(total: int, shows: bool) -> Iterator[tuple[Progress, Any]]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    disabled = not (shows and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=disabled) as bars:
+        yield bars, bars.add_task("questions", total=total)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.2f} questions/s" if task.speed else "")

@@ -1,0 +1,171 @@
+"""The two stacks of the network on the blocks of transformers: as trained, and with gradients.
+
+`itg_model.fast` holds the same two rebuilt for inference; these are the obvious ones beside them.
+
+Shapes: T frames, P patches or pooled tokens per frame, C tower width, S tokens of all samples,
+D trunk width.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, Qwen2Config, SiglipVisionConfig
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2DecoderLayer,
+    Qwen2PreTrainedModel,
+    Qwen2RMSNorm,
+    eager_attention_forward,
+)
+from transformers.models.siglip.modeling_siglip import (
+    SiglipEncoder,
+    SiglipPreTrainedModel,
+    SiglipVisionEmbeddings,
+)
+
+
+class VisionTower(SiglipPreTrainedModel):
+    """The blocks of a SigLIP vision transformer, without its final norm and pooling head."""
+
+    config: SiglipVisionConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, config: SiglipVisionConfig) -> None:
+        super().__init__(config)
+        self.embeddings = SiglipVisionEmbeddings(config)
+        self.encoder = SiglipEncoder(config)  # pyright: ignore[reportArgumentType]
+        self.post_init()
+
+    def forward(self, pixels: Tensor, side: int) -> Tensor:
+        """[T, 3, H, W] pixels -> [T, side * side, C] features after the last block, pooled."""
+        hidden = self.encoder(inputs_embeds=self.embeddings(pixels)).last_hidden_state
+        return pool(hidden, side)
+
+    def reset_position_ids(self, device: torch.device) -> None:
+        """Restores the one buffer that no checkpoint holds, after building on `meta`."""
+        num_positions = self.embeddings.num_positions
+        positions = torch.arange(num_positions, device=device)[None]
+        self.embeddings.register_buffer("position_ids", positions, persistent=False)
+
+
+class Trunk(Qwen2PreTrainedModel):
+    """Qwen2's blocks over packed samples, each attending to itself in both directions.
+
+    The final norm is a parameter here and is applied by `frame_score`, in one pass with the mean
+    over a frame's tokens and the head.
+    """
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Qwen2DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
+        self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rope_theta: float = cast("dict[str, Any]", config.rope_parameters)["rope_theta"]
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(self, embeds_SD: Tensor, sample_lengths: Sequence[int]) -> Tensor:
+        """Runs all blocks.
+
+        Args:
+            embeds_SD: [S, D] embeddings of all samples, end to end.
+            sample_lengths: Tokens of each sample; they sum to S.
+
+        Returns:
+            [S, D] hidden states before the final norm.
+        """
+        packing = self._describe_packing(sample_lengths, embeds_SD.device)
+        cos, sin = self._rotary(sample_lengths, embeds_SD)
+        hidden = embeds_SD[None]
+        for layer in self.layers:
+            # called one by one, the blocks do not read config.is_causal: say it to each
+            hidden = layer(hidden, position_embeddings=(cos, sin), is_causal=False, **packing)
+        return hidden[0]
+
+    def _rotary(self, sample_lengths: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [1, S, head_dim] of the rotary positions, in the trunk's type."""
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        angles = rotary_angles(sample_lengths, head_dim, self.rope_theta, like.device)
+        angles = torch.cat([angles, angles], dim=-1)[None]
+        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+    def _describe_packing(
+        self, sample_lengths: Sequence[int], device: torch.device
+    ) -> dict[str, Any]:
+        """Tells the attention implementation, in its own words, where samples begin and end."""
+        if self.config._attn_implementation in _PACKED_NAMES.values():
+            return {"sample_lengths": list(sample_lengths)}
+        if len(sample_lengths) == 1:
+            return {}
+        ends = torch.tensor([0, *itertools.accumulate(sample_lengths)], dtype=torch.int32)
+        ends, longest = ends.to(device), max(sample_lengths)
+        names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        return dict(zip(names, (ends, ends, longest, longest), strict=True))
+
+
+def rotary_angles(
+    sample_lengths: Sequence[int], head_dim: int, theta: float, device: torch.device
+) -> Tensor:
+    """Angles [S, head_dim / 2] of rotary positions, which restart with every sample.
+
+    The frequencies are computed anew in float32 rather than kept in a buffer: casting a module to
+    bfloat16, as DeepSpeed does, would round them and blur positions in the thousands.
+    """
+    steps = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    positions = torch.cat([torch.arange(n, device=device) for n in sample_lengths])
+    return positions.float()[:, None] / theta**steps
+
+
+def pool(features_TPC: Tensor, side: int) -> Tensor:
+    """Resizes each frame's token grid [T, P, C] to `side` x `side`, bilinear, not antialiased."""
+    num_frames, num_patches, width = features_TPC.shape
+    grid_side = int(num_patches**0.5)
+    if side == grid_side:
+        return features_TPC
+    grid = features_TPC.view(num_frames, grid_side, grid_side, width).permute(0, 3, 1, 2)
+    pooled = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
+    return pooled.permute(0, 2, 3, 1).reshape(num_frames, side * side, width)
+
+
+def _attend_per_sample(
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    sample_lengths: list[int],
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Runs an attention function that knows no packing on each sample of [1, heads, S, dim].
+
+    A mask of S x S would cost memory and the fast kernels; samples are few and long.
+    """
+    per_sample = zip(*(x.split(sample_lengths, dim=2) for x in (query, key, value)), strict=True)
+    outputs = [attend(module, q, k, v, attention_mask, **kwargs)[0] for q, k, v in per_sample]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
+
+
+_PACKED_NAMES = {name: f"itg_packed_{name}" for name in ("eager", "sdpa", "flex_attention")}
+
+for _name, _packed in _PACKED_NAMES.items():
+    _attend = AttentionInterface().get_interface(_name, eager_attention_forward)
+    AttentionInterface.register(_packed, partial(_attend_per_sample, _attend))
+
+
+def packed_name(attn_implementation: str) -> str:
+    """The trunk's attention: ours around an implementation that knows no packing, else itself."""
+    if attn_implementation in _PACKED_NAMES:
+        return _PACKED_NAMES[attn_implementation]
+    if attn_implementation.startswith("flash_attention_"):
+        return attn_implementation
+    raise ValueError(
+        f"attn_implementation must be one of {sorted(_PACKED_NAMES)} or flash_attention_*, "
+        f"got {attn_implementation!r}"
+    )

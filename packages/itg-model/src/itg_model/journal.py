@@ -1,0 +1,124 @@
+"""Results of many questions, a JSON line each, in a file that an interrupted run continues.
+
+Each line is written at once, so a killed process loses the question it was at. The next run reads
+what is there, drops a line that was cut off and those that tell of a failure, and asks only the
+rest. Under torchrun each process writes a file of its own and reads everyone's.
+"""
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from itg_data.errors import RecordError
+from itg_data.files import write_atomic
+from itg_data.records import FrameSelection, from_json, to_json
+
+from itg_model.many import FailedSelection
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of the work is this process's, as torchrun tells it."""
+
+    rank: int = 0
+    num_ranks: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Share":
+        """Reads RANK and WORLD_SIZE."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    def path_of(self, path: Path) -> Path:
+        """Where this process writes: the file itself, or one beside it per process."""
+        if self.num_ranks == 1:
+            return path
+        return path.with_name(f"{path.stem}.rank{self.rank}{path.suffix}")
+
+
+class Journal:
+    """Writes results, and knows those of earlier runs.
+
+    Args:
+        path: The file; None writes to stdout, where nothing is known of earlier runs.
+        share: This process's part.
+        fits: Refuses a result of another model or other options, by a ValueError that says which.
+
+    Raises:
+        ValueError: The file holds something else, or another process writes to it.
+    """
+
+    def __init__(
+        self, path: Path | None, share: Share, fits: Callable[[FrameSelection], None]
+    ) -> None:
+        self.done: set[tuple[str, str]] = set()
+        self._file: BinaryIO | None = None
+        if path is None:
+            return
+        own = share.path_of(path)
+        others = {path, *path.parent.glob(f"{path.stem}.rank*{path.suffix}")} - {own}
+        for other in sorted(others):
+            if other.exists():
+                self._read(other, fits)
+        self._file = _lock(own)
+        try:
+            kept = self._read(own, fits)
+            if len(kept) != own.stat().st_size:
+                # the file that replaces it has no lock yet
+                write_atomic(own, kept)
+                self._file.close()
+                self._file = _lock(own)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def write(self, result: FrameSelection | FailedSelection) -> None:
+        """Adds a result."""
+        text = json.dumps(to_json(result), ensure_ascii=False, allow_nan=False) + "\n"
+        # half a character, which a question may hold, stays the escape that JSON has for it
+        line = text.encode("utf-8", "backslashreplace")
+        if self._file is None:
+            sys.stdout.write(line.decode())
+            sys.stdout.flush()
+        else:
+            self._file.write(line)
+            self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _read(self, path: Path, fits: Callable[[FrameSelection], None]) -> bytes:
+        """Takes note of a file's results; returns the lines that are to stay."""
+        kept: list[bytes] = []
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                data = json.loads(line)
+                if isinstance(data, dict) and "error" in data:
+                    continue
+                selection = from_json(FrameSelection, data)
+                fits(selection)
+            except (ValueError, RecordError) as error:
+                raise ValueError(
+                    f"{path}:{number}: {error}; name another file, or remove this one"
+                ) from None
+            self.done.add((selection.video, selection.question))
+            kept.append(line)
+        return b"".join(kept)
+
+
+def _lock(path: Path) -> BinaryIO:
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(f"{path}: another process writes to it") from None
+    return file

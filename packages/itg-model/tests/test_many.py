@@ -1,0 +1,289 @@
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from itg_data.records import FrameSelection, from_json
+from itg_data.video import VideoReader
+from itg_model import FrameGrounder
+from itg_model import frames as frames_module
+from itg_model.cli import main
+from itg_model.many import FailedSelection
+from itg_model.questions import read_questions
+
+
+@pytest.fixture
+def grounder(tiny_model, tokenizer) -> FrameGrounder:
+    return FrameGrounder(tiny_model, tokenizer, "tiny", frame_chunk=4)
+
+
+@pytest.fixture
+def folder(video, tmp_path):
+    """Two copies of the video, a broken one between them, and a file that is none."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("a.mp4", "c.MP4"):
+        (videos / name).write_bytes(video.read_bytes())
+    (videos / "b.mp4").write_bytes(b"no video")
+    (videos / "notes.txt").write_text("no question")
+    return videos
+
+
+@pytest.fixture
+def arguments(folder, checkpoint_dir) -> list[str]:
+    return [str(folder), "--model", str(checkpoint_dir), "--device", "cpu", "--top-k", "3"]
+
+
+def test_many_questions_get_what_each_would_get_alone(grounder, folder):
+    asked = [
+        (folder / "a.mp4", ["where is it", "when does it move"]),
+        (folder / "c.MP4", "where is it"),
+        (folder / "a.mp4", "where is it"),
+    ]
+    results = list(grounder.select_many(asked, top_k=3))
+    alone = [
+        grounder.select(video, question, top_k=3)
+        for video, questions in asked
+        for question in ([questions] if isinstance(questions, str) else questions)
+    ]
+    assert results == alone
+
+
+def test_neighbours_about_one_video_share_its_decoding(grounder, folder, monkeypatch):
+    opened, whole = [], frames_module.open_video
+    monkeypatch.setattr(
+        frames_module, "open_video", lambda path, **kw: (opened.append(path), whole(path, **kw))[1]
+    )
+    asked = [(folder / "a.mp4", "where"), (folder / "a.mp4", "when"), (folder / "c.MP4", "where")]
+    assert len(list(grounder.select_many(asked))) == 3
+    assert [path.rsplit("/")[-1] for path in opened] == ["a.mp4", "c.MP4"]
+
+
+def test_a_bad_video_or_question_is_a_result_and_the_rest_goes_on(grounder, folder):
+    asked = [
+        (folder / "b.mp4", ["where", "when"]),
+        (folder / "no-such.mp4", "where"),
+        (folder / "a.mp4", ["where", " ", "when"]),
+    ]
+    results = list(grounder.select_many(asked))
+    assert [type(r) is FailedSelection for r in results] == [True] * 3 + [False, True, False]
+    assert [r.question for r in results] == ["where", "when", "where", "where", " ", "when"]
+    assert "b.mp4" in results[0].error
+    assert "question must not be blank" in results[4].error
+
+
+def test_a_bad_request_fails_before_any_video_is_opened(grounder):
+    with pytest.raises(ValueError, match="k must be >= 1"):
+        grounder.select_many([("no-such.mp4", "where")], top_k=0)
+
+
+def test_the_next_video_is_decoded_while_one_is_scored(grounder, folder, monkeypatch):
+    events, stream, score = [], VideoReader.stream, grounder.score
+    started = threading.Semaphore(0)
+
+    def watch(self, *args, **options):
+        events.append("decode")
+        started.release()
+        return stream(self, *args, **options)
+
+    def slow(*args):
+        # returns only once the next video, if there is one, is being decoded
+        if "score" not in events:
+            assert started.acquire(timeout=5)
+            assert started.acquire(timeout=5)
+        events.append("score")
+        return score(*args)
+
+    monkeypatch.setattr(VideoReader, "stream", watch)
+    monkeypatch.setattr(grounder, "score", slow)
+    list(grounder.select_many([(folder / "a.mp4", "where"), (folder / "c.MP4", "where")]))
+    assert events == ["decode", "decode", "score", "score"]
+
+
+def test_questions_are_drawn_as_needed_and_a_stop_leaves_nothing_open(grounder, folder):
+    drawn = []
+
+    def asked():
+        for i in range(1000):
+            drawn.append(i)
+            yield folder / ("a.mp4" if i % 2 else "c.MP4"), "where"
+
+    before = threading.active_count()
+    results = grounder.select_many(asked())
+    next(results)
+    results.close()
+    assert len(drawn) <= 4
+    assert threading.active_count() == before
+
+
+def lines_of(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_folder_gives_a_line_to_every_video(arguments, capsys):
+    assert main([arguments[0], "where is it", *arguments[1:]]) == 1
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    assert [row["video"].rsplit("/")[-1] for row in rows] == ["a.mp4", "b.mp4", "c.MP4"]
+    assert set(rows[1]) == {"schema_version", "video", "question", "error"}
+    assert from_json(FrameSelection, rows[0]).num_sampled == 10
+    assert "answered 2 of 3 questions; 1 failed" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("q.txt", "where is it\n\n  when does it move \n"),
+        ("q.jsonl", '{"question": "where is it", "id": 3}\n{"question": "when does it move"}\n'),
+        ("q.csv", "id,question\n1,where is it\n2,when does it move\n"),
+        ("q.csv", "\ufeffquestion,video\nwhere is it,\nwhen does it move,\n"),
+    ],
+)
+def test_questions_without_a_video_are_asked_of_every_one(name, text, folder, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    asked = read_questions(tmp_path / name, folder)
+    assert [v.name for v, _ in asked] == ["a.mp4"] * 2 + ["b.mp4"] * 2 + ["c.MP4"] * 2
+    assert [q for _, q in asked] == ["where is it", "when does it move"] * 3
+    assert len(read_questions(tmp_path / name, folder / "a.mp4")) == 2
+
+
+def test_questions_name_videos_beside_them_or_in_the_folder(folder, tmp_path):
+    path = tmp_path / "q.jsonl"
+    rows = [("c.MP4", "where"), ("a.mp4", "where"), ("c.MP4", "when"), ("c.MP4", "where")]
+    path.write_text("".join(json.dumps({"video": v, "question": q}) + "\n" for v, q in rows))
+    pairs = [("c.MP4", "where"), ("c.MP4", "when"), ("a.mp4", "where")]
+    assert read_questions(path, folder) == [(folder / v, q) for v, q in pairs]
+    assert read_questions(path, None) == [(tmp_path / v, q) for v, q in pairs]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("q.txt", "", "holds no question"),
+        ("q.txt", "where", "q.txt:1: names no video; give one, or a folder, as VIDEO"),
+        (
+            "q.jsonl",
+            '{"video": "a.mp4", "question": "where"}\n[]\n',
+            "q.jsonl:2: not a JSON object",
+        ),
+        ("q.jsonl", '{"video": "a.mp4"}\n', "q.jsonl:1: question is missing or blank"),
+        ("q.jsonl", '{"video": "a.mp4", "question": 3}\n', "must be text"),
+        ("q.csv", "where,a.mp4\n", "q.csv:1: the first line must name the columns"),
+        ("q.csv", "video,question\na.mp4\n", "q.csv:2: question is missing or blank"),
+    ],
+)
+def test_a_bad_file_of_questions_exits_2_with_one_line(name, text, message, capsys, tmp_path):
+    (tmp_path / name).write_text(text)
+    assert main(["--questions", str(tmp_path / name), "--model", "x", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["where", "--questions", "q.txt"], "QUESTION and --questions exclude each other"),
+        ([], "give VIDEO and QUESTION, or --questions FILE"),
+        (["where", "--report", "out.html"], "--report is for one question about one video"),
+        (["where", "--decode", "nvdec"], "decode nvdec needs the model on an NVIDIA GPU"),
+        (["where", "--precision", "fp8"], "precision fp8 needs an NVIDIA GPU"),
+        (["--questions", "no-such.txt"], "--questions no-such.txt: No such file"),
+    ],
+)
+def test_a_senseless_combination_exits_2_with_one_line(change, message, arguments, capsys):
+    assert main([arguments[0], *change, *arguments[1:]]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_second_run_asks_only_what_is_left(arguments, folder, capsys, tmp_path):
+    out = tmp_path / "out.jsonl"
+    command = [arguments[0], "where is it", *arguments[1:], "--json", str(out)]
+    assert main(command) == 1
+    first = lines_of(out)
+    # the broken video is whole now, and the last line was cut off
+    (folder / "b.mp4").write_bytes((folder / "a.mp4").read_bytes())
+    out.write_bytes(out.read_bytes()[:-20])
+    assert main(command) == 0
+    rows = lines_of(out)
+    assert [row["video"].rsplit("/")[-1] for row in rows] == ["a.mp4", "b.mp4", "c.MP4"]
+    assert rows[0] == first[0]
+    assert "answered 2 of 3 questions; 1 were answered before" in capsys.readouterr().err
+    assert main(command) == 0
+    assert lines_of(out) == rows
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--top-k", "4"], "holds results with top_k 3, but 4 is asked for"),
+        (["--policy", "uniform"], "holds results with policy top-k, but uniform is asked for"),
+        (["--rate-hz", "2"], "holds results with sampling train-1hz-max64, but train-2hz-max64"),
+        (["--max-pooled-side", "1"], "holds results with model"),
+    ],
+)
+def test_results_of_other_options_are_not_continued(option, message, arguments, capsys, tmp_path):
+    out = tmp_path / "out.jsonl"
+    command = [arguments[0], "where is it", *arguments[1:], "--json", str(out)]
+    main(command)
+    before = out.read_bytes()
+    assert main([*command, *option]) == 2
+    assert message in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_a_file_that_holds_something_else_is_left_alone(arguments, capsys, tmp_path):
+    out = tmp_path / "thesis.jsonl"
+    out.write_text("a thesis\n")
+    assert main([arguments[0], "where", *arguments[1:], "--json", str(out)]) == 2
+    assert "thesis.jsonl:1: " in capsys.readouterr().err
+    assert out.read_text() == "a thesis\n"
+
+
+def test_processes_deal_out_the_videos_and_know_what_others_did(
+    arguments, folder, capsys, tmp_path, monkeypatch
+):
+    out = tmp_path / "out.jsonl"
+    command = [arguments[0], "where", *arguments[1:], "--json", str(out)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        main(command)
+    videos = [[row["video"] for row in lines_of(tmp_path / f"out.rank{r}.jsonl")] for r in "01"]
+    assert videos == [[str(folder / "a.mp4"), str(folder / "c.MP4")], [str(folder / "b.mp4")]]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    main(command)
+    assert [row["video"] for row in lines_of(out)] == [str(folder / "b.mp4")]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(command[:-2]) == 2
+    assert "several processes need --json FILE" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(arguments, folder, tmp_path):
+    questions = tmp_path / "q.txt"
+    questions.write_text("".join(f"where is square {i}\n" for i in range(30)))
+    (folder / "b.mp4").unlink()
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "itg_model.cli", *arguments, "--questions", str(questions)]
+    command += ["--json", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not out.exists() or out.stat().st_size < 5000:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = out.read_bytes()
+    subprocess.run(command, check=True, timeout=100, stderr=subprocess.DEVNULL)
+    whole = out.read_bytes()
+    assert whole.startswith(first[: first.rindex(b"\n") + 1])
+    assert len({(row["video"], row["question"]) for row in lines_of(out)}) == 60
+    assert len(lines_of(out)) == 60
