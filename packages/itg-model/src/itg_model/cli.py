@@ -29,7 +29,8 @@ class Request:
     """Picks the frames of a video that answer a question.
 
     JSON goes to stdout, progress and errors to stderr. Exit codes: 0 done, 2 bad input, 130
-    interrupted.
+    interrupted. `itg-select --ui --model CHECKPOINT` serves a page instead, to drop a video on and
+    ask; `itg-select --ui --help` lists its options.
     """
 
     video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
@@ -121,8 +122,11 @@ class Request:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `itg-select`; see `Request`."""
+    """Runs `itg-select`; see `Request`, and `itg_model.ui.Page` for `--ui`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if "--ui" in arguments:
+            return _serve([argument for argument in arguments if argument != "--ui"])
         try:
             request = tyro.cli(Request, prog="itg-select", args=argv)
             _check(request)
@@ -135,6 +139,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("itg-select: interrupted", file=sys.stderr)
         return 130
+    return 0
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    from itg_model.ui import serve
+
+    try:
+        serve(arguments)
+    except (ItgError, ValueError, OSError) as error:
+        return _fail(str(error))
     return 0
 
 
