@@ -84,7 +84,8 @@ def write_grounder(directory: Path) -> Path:
 def write_video_llm(directory: Path) -> Path:
     """Writes a Qwen3-VL of two layers."""
     tokenizer = make_tokenizer()
-    start, end, image, video = map(tokenizer.convert_tokens_to_ids, VISION_TOKENS)
+    vocabulary = tokenizer.get_vocab()
+    start, end, image, video = (vocabulary[token] for token in VISION_TOKENS)
     text = {
         "hidden_size": 32,
         "intermediate_size": 48,
