@@ -28,11 +28,12 @@ _LINK = re.compile(r"(?<!!)\[([^\]\[]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 def on_files(files: Files, config: Any) -> Files:
     """Puts the repository's pages in place of the bare `docs` directory."""
+    docs = config["docs_dir"]
+    theme = [file for file in files if not (file.abs_src_path or "").startswith(docs)]
     shown = sorted({path for pattern in SHOWN for path in ROOT.glob(pattern) if path.is_file()})
     places = [path.relative_to(ROOT).as_posix() for path in shown]
-    return Files(
-        [File.generated(config, place, abs_src_path=str(ROOT / place)) for place in places]
-    )
+    pages = (File.generated(config, place, abs_src_path=str(ROOT / place)) for place in places)
+    return Files([*theme, *pages])
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
