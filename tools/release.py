@@ -88,7 +88,8 @@ def build_and_smoke(member: workspace.Member, output: Path, *, dry_run: bool) ->
     with tempfile.TemporaryDirectory() as directory:
         wheels = Path(directory)
         if dry_run:
-            check_light.build_wheels(list(member.siblings), wheels)
+            siblings = workspace.needed_by(member.name, workspace.members())
+            check_light.build_wheels(sorted(siblings), wheels)
         name = f"{member.name.replace('-', '_')}-{member.version}-py3-none-any.whl"
         (wheels / name).write_bytes((output / name).read_bytes())
         check_light.check_complete(member.name, member.directory / "src", wheels)

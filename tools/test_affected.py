@@ -48,7 +48,9 @@ def test_this_workspace_is_read_as_its_pyproject_files_declare():
     members = workspace.members()
     assert members["itg-data"].siblings == {}
     assert members["itg-model"].siblings.keys() == {"itg-data", "itg-kernels"}
-    assert workspace.dependents({"itg-model"}, members) == {"itg-model", "itg-train"}
+    assert workspace.dependents({"itg-model"}, members) == {"itg-model", "itg-train", "itg-eval"}
+    assert workspace.needed_by("itg-train", members) == {"itg-data", "itg-kernels", "itg-model"}
+    assert workspace.needed_by("itg-data", members) == set()
 
 
 def test_the_matrix_is_one_line_of_json(capsys):

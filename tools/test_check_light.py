@@ -16,13 +16,14 @@ def wheels(tmp_path):
     return folder
 
 
-def make_wheel(folder, name, *, requires=(), source="", commands=()):
+def make_wheel(folder, name, *, requires=(), source="", commands=(), modules=None):
     module = name.replace("-", "_")
     info = f"{module}-0.1.0.dist-info"
     metadata = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 0.1.0"]
     metadata += [f"Requires-Dist: {requirement}" for requirement in requires]
+    package = {f"{module}/{name}.py": text for name, text in (modules or {}).items()}
     files = {
-        f"{module}.py": source,
+        **(package or {f"{module}.py": source}),
         f"{info}/METADATA": "\n".join(metadata) + "\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -80,7 +81,7 @@ def test_an_installed_package_is_imported_and_its_commands_asked_for_help(wheels
     source = "import sys\ndef main():\n    return 0 if sys.argv[1:] == ['--help'] else 3\n"
     make_wheel(wheels, "itg-data", source=source, commands=["itg-data", "itg-look"])
     verdict = check_light.check("itg-data", wheels, install_it=True)
-    assert "; import in " in verdict
+    assert "; imports 1 modules in " in verdict
     assert verdict.endswith(" s, itg-data --help, itg-look --help")
 
 
@@ -95,6 +96,17 @@ def test_an_installed_package_that_does_not_work_alone_fails(wheels, source, mes
     make_wheel(wheels, "itg-data", source=source, commands=["itg-data"])
     with pytest.raises(check_light.CheckError, match=message):
         check_light.check("itg-data", wheels, install_it=True)
+
+
+def test_a_module_may_stop_at_a_package_of_an_extra_and_at_no_other(wheels):
+    make_wheel(wheels, "itg-data", modules={"__init__": "", "plot": "import matplotlib.pyplot"})
+    with pytest.raises(check_light.CheckError, match="No module named 'matplotlib'"):
+        check_light.check("itg-data", wheels, install_it=True)
+    extra = ["matplotlib>=3 ; extra == 'plot'"]
+    modules = {"__init__": "", "__main__": "1 / 0", "plot": "import matplotlib.pyplot"}
+    make_wheel(wheels, "itg-data", requires=extra, modules=modules)
+    verdict = check_light.check("itg-data", wheels, install_it=True)
+    assert "; imports 1 modules in " in verdict
 
 
 def test_every_package_of_the_workspace_has_a_rule():

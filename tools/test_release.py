@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import release
 import workspace
@@ -51,6 +54,28 @@ def test_notes_are_the_section_of_this_version_alone(tmp_path):
     changelog = "# Changelog\n\n## 0.2.0 (2026-02-03)\n\n- B.\n\n## 0.1.0 (2026-01-02)\n\n- A.\n"
     member = make_member(tmp_path, "data", version="0.2.0", changelog=changelog)
     assert release.notes(member) == "- B."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", workspace.members())
+def test_each_package_s_release_passes_its_rehearsal(package, tmp_path, capsys):
+    assert release.main([package, "--dry-run", "--out-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"plan   {package}-v" in said
+    assert "smoke  " in said
+    built = {path.suffix for path in tmp_path.iterdir() if path.name.startswith("itg_")}
+    assert built == {".whl", ".gz"}
+
+
+@pytest.mark.parametrize("member", workspace.members().values(), ids=lambda m: m.name)
+def test_every_waiting_sentence_reaches_the_changelog(member):
+    towncrier = [sys.executable, "-m", "towncrier"]
+    draft = [*towncrier, "build", "--draft", "--version", "9.9.9", "--dir", str(member.directory)]
+    done = subprocess.run(draft, capture_output=True, text=True, check=True)
+    told = " ".join(done.stdout.split())
+    assert "## 9.9.9" in told
+    for path in release.fragments(member):
+        assert " ".join(path.read_text().split()) in told, path
 
 
 def test_an_unknown_package_is_refused(capsys):

@@ -50,6 +50,12 @@ def dependents(names: set[str], all_members: dict[str, Member]) -> set[str]:
     return reached
 
 
+def needed_by(name: str, all_members: dict[str, Member]) -> set[str]:
+    """Returns the siblings that a package brings along, directly or through another."""
+    direct = all_members[name].siblings.keys()
+    return {n for sibling in direct for n in (sibling, *needed_by(sibling, all_members))}
+
+
 def _split(requirement: str) -> tuple[str, str]:
     without_marker = requirement.split(";")[0]
     match = re.fullmatch(r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*(.*?)\s*", without_marker)

@@ -53,7 +53,7 @@ def parity_model(parity_dir: Path, siglip_config: dict[str, Any]) -> FrameGround
     return FrameGroundingModel.from_pretrained(parity_dir, vision_config=siglip_config)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> FrameGroundingConfig:
     """A grid of 3 x 3 patches and room for 64 image tokens."""
     return FrameGroundingConfig(

@@ -37,7 +37,9 @@ class Request:
 
     JSON goes to stdout, progress and errors to stderr. A folder as VIDEO, or --questions, gives a
     line of JSON for each question; with --json FILE, an interrupted run goes on where it was. Exit
-    codes: 0 done, 1 some of many failed, 2 bad input, 130 interrupted.
+    codes: 0 done, 1 some of many failed, 2 bad input, 130 interrupted. `itg-select --ui --model
+    CHECKPOINT` serves a page instead, to drop a video on and ask; `itg-select --ui --help` lists
+    its options.
     """
 
     video: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")] = None
@@ -123,8 +125,11 @@ class Request:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `itg-select`; see `Request`."""
+    """Runs `itg-select`; see `Request`, and `itg_model.ui.Page` for `--ui`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if "--ui" in arguments:
+            return _serve([argument for argument in arguments if argument != "--ui"])
         try:
             request = tyro.cli(Request, prog="itg-select", args=argv)
             _check(request)
@@ -137,6 +142,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("itg-select: interrupted", file=sys.stderr)
         return 130
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    from itg_model.ui import serve
+
+    try:
+        serve(arguments)
+    except (ItgError, ValueError, OSError) as error:
+        return _fail(str(error))
+    return 0
 
 
 def _check(request: Request) -> None:

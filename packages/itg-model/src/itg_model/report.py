@@ -30,6 +30,13 @@ def write_report(
         ValueError: `thumbnails` are not those of the selection's frames.
         OSError: The file cannot be written.
     """
+    write_atomic(Path(path), render_report(selection, thumbnails, spans))
+
+
+def render_report(
+    selection: FrameSelection, thumbnails: Thumbnails, spans: Sequence[TimeSpan] = ()
+) -> str:
+    """Returns the page that `write_report` writes."""
     num_missing = len(selection.missing_source_idx)
     looked_at = f"{selection.num_sampled}, sampled by {selection.sampling}"
     facts = {
@@ -39,7 +46,7 @@ def write_report(
         "Frames looked at": looked_at,
         "Missing from the file": f"{num_missing} frames" if num_missing else "",
     }
-    page = render_page(
+    return render_page(
         Timeline(
             heading=selection.question,
             facts=[(name, value) for name, value in facts.items() if value],
@@ -52,4 +59,3 @@ def write_report(
             made_by=f"itg-model {version('itg-model')}",
         )
     )
-    write_atomic(Path(path), page)
