@@ -16,9 +16,8 @@ Source: behaviour of NVlabs/VideoITG at fab8b54, on the blocks of transformers.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,12 +25,11 @@ import torch
 import torch.nn.functional as F
 from itg_kernels import frame_score
 from torch import Tensor, nn
-from transformers import AttentionInterface, Qwen2Config, SiglipVisionConfig
+from transformers import Qwen2Config, SiglipVisionConfig
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2DecoderLayer,
     Qwen2PreTrainedModel,
     Qwen2RMSNorm,
-    eager_attention_forward,
 )
 from transformers.models.siglip.modeling_siglip import (
     SiglipEncoder,
@@ -40,6 +38,7 @@ from transformers.models.siglip.modeling_siglip import (
 )
 
 from itg_model import weights
+from itg_model.attention import PACKED_NAMES, packed_name
 from itg_model.config import FrameGroundingConfig, TowerConfig, read_config
 
 VIDEO_TOKEN_ID = -200
@@ -73,7 +72,7 @@ class FrameGroundingModel(nn.Module):
         self.projector = nn.Sequential(
             nn.Linear(config.vision.hidden_size, width), nn.GELU(), nn.Linear(width, width)
         )
-        self.trunk = Trunk(config.to_text_config(_packed_name(attn_implementation)))
+        self.trunk = Trunk(config.to_text_config(packed_name(attn_implementation)))
         self.head = nn.Linear(width, 1)
         nn.init.normal_(self.head.weight, std=config.text.initializer_range)
         nn.init.zeros_(self.head.bias)
@@ -195,7 +194,7 @@ class FrameGroundingModel(nn.Module):
         if frame_chunk < 1:
             raise ValueError(f"frame_chunk must be >= 1, got {frame_chunk}")
         chunks = pixels.split(frame_chunk)
-        return torch.cat([_pool(self.tower(c.to(self.device)), side) for c in chunks])
+        return torch.cat([pool_features(self.tower(c.to(self.device)), side) for c in chunks])
 
     def score(self, features: Tensor, input_ids: Tensor) -> Tensor:
         """Scores the frames of one encoded video against a question; see `score_batch`."""
@@ -214,6 +213,25 @@ class FrameGroundingModel(nn.Module):
         """
         if not features:
             return []
+        hidden_SD, spans_F2 = self.contextualize(features, input_ids)
+        logits = frame_score(
+            hidden_SD,
+            self.trunk.norm.weight,
+            self.head.weight,
+            self.head.bias,
+            spans_F2,
+            eps=self.config.text.rms_norm_eps,
+        )
+        return list(logits.split([len(item) for item in features]))
+
+    def contextualize(
+        self, features: Sequence[Tensor], input_ids: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Runs samples through the trunk in one pass; see `score_batch`.
+
+        Returns:
+            [S, D] hidden states before the final norm, and the [F, 2] rows of every frame.
+        """
         rows, lengths, spans = [], [], []
         for item, ids in zip(features, input_ids, strict=True):
             embeds_LD, first_row = self.embed_sample(item, ids)
@@ -224,15 +242,7 @@ class FrameGroundingModel(nn.Module):
             rows.append(embeds_LD)
             lengths.append(len(embeds_LD))
         hidden_SD = self.trunk(torch.cat(rows), lengths)
-        logits = frame_score(
-            hidden_SD,
-            self.trunk.norm.weight,
-            self.head.weight,
-            self.head.bias,
-            torch.cat(spans).to(hidden_SD.device),
-            eps=self.config.text.rms_norm_eps,
-        )
-        return list(logits.split([len(item) for item in features]))
+        return hidden_SD, torch.cat(spans).to(hidden_SD.device)
 
     def embed_sample(self, features: Tensor, input_ids: Tensor) -> tuple[Tensor, int]:
         """Lays out one sample: text, then the video's tokens in its place, then text.
@@ -305,12 +315,16 @@ class Trunk(Qwen2PreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def forward(self, embeds_SD: Tensor, sample_lengths: Sequence[int]) -> Tensor:
+    def forward(
+        self, embeds_SD: Tensor, sample_lengths: Sequence[int], is_causal: bool = False
+    ) -> Tensor:
         """Runs all blocks.
 
         Args:
             embeds_SD: [S, D] embeddings of all samples, end to end.
             sample_lengths: Tokens of each sample; they sum to S.
+            is_causal: Attends only backwards, as the language model does that a grounder starts
+                from; not with eager attention, which would need a mask.
 
         Returns:
             [S, D] hidden states before the final norm.
@@ -320,7 +334,7 @@ class Trunk(Qwen2PreTrainedModel):
         hidden = embeds_SD[None]
         for layer in self.layers:
             # called one by one, the blocks do not read config.is_causal: say it to each
-            hidden = layer(hidden, position_embeddings=rotary, is_causal=False, **packing)
+            hidden = layer(hidden, position_embeddings=rotary, is_causal=is_causal, **packing)
         return hidden[0]
 
     def _rotary(self, sample_lengths: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -340,7 +354,7 @@ class Trunk(Qwen2PreTrainedModel):
         self, sample_lengths: Sequence[int], device: torch.device
     ) -> dict[str, Any]:
         """Tells the attention implementation, in its own words, where samples begin and end."""
-        if self.config._attn_implementation in _PACKED_NAMES.values():
+        if self.config._attn_implementation in PACKED_NAMES.values():
             return {"sample_lengths": list(sample_lengths)}
         if len(sample_lengths) == 1:
             return {}
@@ -350,7 +364,7 @@ class Trunk(Qwen2PreTrainedModel):
         return dict(zip(names, (ends, ends, longest, longest), strict=True))
 
 
-def _pool(features_TPC: Tensor, side: int) -> Tensor:
+def pool_features(features_TPC: Tensor, side: int) -> Tensor:
     """Resizes each frame's token grid to `side` x `side`, bilinear and not antialiased."""
     num_frames, num_patches, width = features_TPC.shape
     grid_side = int(num_patches**0.5)
@@ -359,42 +373,3 @@ def _pool(features_TPC: Tensor, side: int) -> Tensor:
     grid = features_TPC.view(num_frames, grid_side, grid_side, width).permute(0, 3, 1, 2)
     pooled = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
     return pooled.permute(0, 2, 3, 1).reshape(num_frames, side * side, width)
-
-
-def _attend_per_sample(
-    attend: Callable[..., tuple[Tensor, Tensor | None]],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    *,
-    sample_lengths: list[int],
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Runs an attention function that knows no packing on each sample of [1, heads, S, dim].
-
-    A mask of S x S would cost memory and the fast kernels; samples are few and long.
-    """
-    per_sample = zip(*(x.split(sample_lengths, dim=2) for x in (query, key, value)), strict=True)
-    outputs = [attend(module, q, k, v, attention_mask, **kwargs)[0] for q, k, v in per_sample]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
-
-
-_PACKED_NAMES = {name: f"itg_packed_{name}" for name in ("eager", "sdpa", "flex_attention")}
-
-for _name, _packed in _PACKED_NAMES.items():
-    _attend = AttentionInterface().get_interface(_name, eager_attention_forward)
-    AttentionInterface.register(_packed, partial(_attend_per_sample, _attend))
-
-
-def _packed_name(attn_implementation: str) -> str:
-    """The trunk's attention: ours around an implementation that knows no packing, else itself."""
-    if attn_implementation in _PACKED_NAMES:
-        return _PACKED_NAMES[attn_implementation]
-    if attn_implementation.startswith("flash_attention_"):
-        return attn_implementation
-    raise ValueError(
-        f"attn_implementation must be one of {sorted(_PACKED_NAMES)} or flash_attention_*, "
-        f"got {attn_implementation!r}"
-    )

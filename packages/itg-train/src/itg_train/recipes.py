@@ -6,7 +6,7 @@ from pathlib import Path
 from itg_data.sampling import SamplingConfig
 from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
 
-from itg_train.config import DataConfig, OptimConfig, TrainConfig
+from itg_train.config import DataConfig, OptimConfig, TrainableConfig, TrainConfig
 
 
 def scripted_small() -> TrainConfig:
@@ -45,8 +45,8 @@ def scripted_small() -> TrainConfig:
             lr=2e-3, final_lr_ratio=0.05, weight_decay=0.01, beta2=0.98, max_grad_norm=1.0
         ),
         num_steps=500,
-        videos_per_step=2,
-        train_tower=True,
+        groups_per_step=2,
+        trainable=TrainableConfig(tower=True),
         frame_chunk=64,
         save_every=200,
     )
