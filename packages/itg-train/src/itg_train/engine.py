@@ -137,8 +137,8 @@ class Engine:
     """A module being trained.
 
     Args:
-        module: Its `forward` returns the loss. Its `outside_parameters` are those that stage 3
-            must gather for the whole of it, not module by module.
+        module: Its `forward` returns the loss. Its `uneven_modules` are those that processes call
+            unequally often, or not at all though their parameters are used.
         groups: Optimizer groups as torch takes them, each with `lr`, the peak, and `weight_decay`.
         optim: The optimizer's other settings.
         config: Stage, type and device.
@@ -167,8 +167,7 @@ class Engine:
             config=_deepspeed_json(optim, config, load_universal=self._reshards),
         )
         if config.zero_stage == 3:
-            for parameter in cast(Any, module).outside_parameters():
-                deepspeed.zero.register_external_parameter(module, parameter)
+            _gather_as_a_whole(module, cast(Any, module).uneven_modules())
 
     @property
     def module(self) -> nn.Module:
@@ -261,6 +260,21 @@ class Engine:
         if path is None:
             raise RunError(f"{self.directory / tag}: the state cannot be loaded")
         return int(self._latest["step"])
+
+
+def _gather_as_a_whole(module: nn.Module, parts: Sequence[nn.Module]) -> None:
+    """Lets stage 3 gather parts at the start of a module's forward pass, not at each call of them.
+
+    Gathering needs all processes, so what they call unequally often would leave them waiting for
+    one another; DeepSpeed also compares the order of calls among them.
+    """
+    zero = _import_deepspeed().zero
+    for part in parts:
+        for parameter in part.parameters():
+            zero.register_external_parameter(module, parameter)
+        for called in part.modules():
+            called._forward_pre_hooks.clear()
+            called._forward_hooks.clear()
 
 
 def _read_latest(directory: Path) -> dict[str, Any]:

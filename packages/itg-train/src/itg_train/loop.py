@@ -95,8 +95,9 @@ def measure_heldout(
     showing = show_progress(
         "held-out split", len(places), unit="videos", quiet=not processes.is_first
     )
-    with showing as advance, engine.gathered():
-        values = evaluate(model, prepared.heldout, config.seed, advance, config.frame_chunk, places)
+    whole = whole_model(config, engine, model)
+    with showing as advance:
+        values = evaluate(whole, prepared.heldout, config.seed, advance, config.frame_chunk, places)
     return summarize(gather_from_all(values))
 
 

@@ -27,14 +27,16 @@ class GroundingLoss(nn.Module):
         self.model = model
         self.frame_chunk = frame_chunk
 
-    def outside_parameters(self) -> list[nn.Parameter]:
-        """Parameters of all but the trunk's blocks.
-
-        Some are used without calling the module that owns them, and how often the others are
-        called depends on the batch, so that no two processes would meet in gathering them.
-        """
-        blocks = {id(p) for p in self.model.trunk.layers.parameters()}
-        return [p for p in self.model.parameters() if id(p) not in blocks]
+    def uneven_modules(self) -> list[nn.Module]:
+        """All but the trunk's blocks: how often they are called depends on the batch."""
+        model = self.model
+        return [
+            model.tower,
+            model.projector,
+            model.trunk.embed_tokens,
+            model.trunk.norm,
+            model.head,
+        ]
 
     def forward(self, batch: Pass) -> Tensor:
         """The sum of the losses of all questions in the pass: a float32 scalar."""
