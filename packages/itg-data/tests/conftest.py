@@ -3,10 +3,22 @@
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from itg_data.annotate.records import (
+    Annotation,
+    DroppedSample,
+    LabelledFrame,
+    PromptHash,
+    TokenCount,
+)
+from itg_data.jsonl import read_jsonl, write_jsonl
+from itg_data.records import GroundingRecord
+from itg_data.sets.derive import write_derived
+from itg_data.synthetic import SyntheticConfig, load_or_write_dataset
 
 RATE_HZ = 25
 TICK = Fraction(1, 1000)
@@ -66,3 +78,75 @@ def plain_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 frames of H.264 with B-frames in closed groups of 12; read only."""
     path = tmp_path_factory.mktemp("plain") / "plain.mp4"
     return _encode(path, options={"bf": "3", "g": "12"})
+
+
+SCRIPTED = SyntheticConfig(num_train=2, num_heldout=1, duration_s=18)
+
+
+@pytest.fixture(scope="session")
+def scripted_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scripted set of three videos of 18 s; read only."""
+    root = tmp_path_factory.mktemp("scripted") / "set"
+    load_or_write_dataset(root, SCRIPTED)
+    return root
+
+
+def annotate_truly(record: GroundingRecord, **change: Any) -> Annotation:
+    """What a pipeline without a fault would say of a scripted question."""
+    seconds = range(SCRIPTED.duration_s)
+    true = {s for s in seconds if any(p.start_s <= s < p.end_s for p in record.spans)}
+    clips = () if record.question_type == "no_clue" else tuple(sorted({s // 5 for s in true}))
+    candidates = tuple(s for s in seconds if s // 5 in clips or not clips)
+    frames = [
+        LabelledFrame(second=s, source_idx=s * SCRIPTED.fps, relevant=s in true if clips else None)
+        for s in candidates
+    ]
+    fields: dict[str, Any] = {
+        "id": record.id,
+        "video": record.video.removeprefix("videos/"),
+        "question": record.question,
+        "answer": record.answer,
+        "split": record.split,
+        "duration_s": float(SCRIPTED.duration_s),
+        "clip_s": 5,
+        "cues": ("red circle",),
+        "captions": tuple(f"What clip {clip} shows." for clip in range(4)),
+        "explanation": f"Clips {clips} show it.",
+        "clips": clips,
+        "question_type": record.question_type,
+        "candidate_s": candidates,
+        "frames": tuple(frames),
+        "model": "script",
+        "seed": 0,
+        "temperature": 0.0,
+        "features": "none",
+        "prompts": (PromptHash(stage="caption", sha256="0" * 64),),
+        "tokens": TokenCount(num_calls=3, prompt_tokens=100, completion_tokens=10),
+    }
+    return Annotation(**(fields | change))
+
+
+@pytest.fixture
+def annotated_set(scripted_root: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a set: `annotated_set(changes={3: {"question": "..."}})`."""
+
+    def make(changes: dict[int, dict[str, Any]] | None = None, videos: Path | None = None) -> Path:
+        records = read_jsonl(scripted_root / "records.jsonl", GroundingRecord)
+        root = tmp_path / "annotated"
+        root.mkdir()
+        (root / "videos").symlink_to(videos or scripted_root / "videos")
+        write_jsonl(
+            root / "annotations.jsonl",
+            (
+                annotate_truly(record, **(changes or {}).get(place, {}))
+                for place, record in enumerate(records)
+            ),
+        )
+        dropped = DroppedSample(
+            id="d", video="x.mp4", question="Why?", reason="no_clip", detail="none chosen"
+        )
+        write_jsonl(root / "dropped.jsonl", [dropped])
+        write_derived(root)
+        return root
+
+    return make

@@ -13,7 +13,9 @@ from typing import Annotated, Protocol
 
 import tyro
 
+from itg_data.annotate.cli import Annotate
 from itg_data.errors import ItgError, VideoError
+from itg_data.sets.cli import Check, Import, Stats, View
 from itg_data.video import Backend, open_video
 
 EXIT_OK, EXIT_BAD_INPUT = 0, 2
@@ -61,7 +63,14 @@ class Probe:
         return exit_code
 
 
-COMMANDS: dict[str, type[Command]] = {"probe": Probe}
+COMMANDS: dict[str, type[Command]] = {
+    "probe": Probe,
+    "annotate": Annotate,
+    "check": Check,
+    "stats": Stats,
+    "view": View,
+    "import": Import,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

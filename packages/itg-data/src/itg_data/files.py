@@ -10,20 +10,23 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, follow_links: bool = False) -> Iterator[Path]:
     """Gives a temporary file beside `path`; it replaces `path` when the block ends well.
 
-    A symbolic link at `path` is replaced itself, never written through. What is no file, such as
-    a device or a pipe, cannot be replaced: it is sent the content when the block ends well.
+    What is no file, such as a device or a pipe, cannot be replaced: it is sent the content when
+    the block ends well.
 
     Args:
         path: The file; its folder must exist.
+        follow_links: Whether a symbolic link at `path` is followed; if not, it is replaced itself.
 
     Yields:
         Where to write; an empty file of the same suffix, with the mode that `path` will have.
     """
     target = Path(path)
-    sends = _is_no_file(target, follow_links=False)
+    sends = _is_no_file(target, follow_links=follow_links)
+    if follow_links and not sends:
+        target = Path(os.path.realpath(target))
     folder = None if sends else target.parent
     fd, name = tempfile.mkstemp(f".part{target.suffix}", f".{target.name[:100]}.", folder)
     part = Path(name)
@@ -50,12 +53,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
             or a pipe, `/dev/stdout` say, is sent the content.
         content: Text is written as UTF-8 with the newlines that it has.
     """
-    data = content.encode() if isinstance(content, str) else content
-    if _is_no_file(Path(path), follow_links=True):
-        Path(path).write_bytes(data)
-        return
-    with replacing(os.path.realpath(path)) as part:
-        part.write_bytes(data)
+    with replacing(path, follow_links=True) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _is_no_file(target: Path, *, follow_links: bool) -> bool:

@@ -9,12 +9,12 @@ reader sees the old file or the new one and never half of either.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from itg_data.errors import RecordError
-from itg_data.files import write_atomic
+from itg_data.files import replacing
 from itg_data.records import from_json, to_json
 
 RecordT = TypeVar("RecordT")
@@ -22,32 +22,62 @@ RecordT = TypeVar("RecordT")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_jsonl(path: str | os.PathLike[str], record_type: type[RecordT]) -> Iterator[RecordT]:
+def read_jsonl(
+    path: str | os.PathLike[str],
+    record_type: type[RecordT],
+    *,
+    on_bad: Callable[[RecordError], None] | None = None,
+) -> Iterator[RecordT]:
     """Reads records one by one, without holding the file in memory.
 
     Args:
         path: The file; an empty one holds no records.
         record_type: The record class of every line.
+        on_bad: Called with the complaint about a line that is no such record, which is then left
+            out. None stops at the first one.
 
     Raises:
-        RecordError: A line breaks the rules above or the record's own; the message names the
-            file, the line, counted from 1, and the field. Also if the file cannot be opened.
+        RecordError: A line breaks the rules above or the record's own and `on_bad` is None; the
+            message names the file, the line, counted from 1, and the field. Also if the file
+            cannot be opened.
     """
+    return (record for _, record in read_jsonl_places(path, record_type, on_bad=on_bad))
+
+
+def read_jsonl_places(
+    path: str | os.PathLike[str],
+    record_type: type[RecordT],
+    *,
+    on_bad: Callable[[RecordError], None] | None = None,
+) -> Iterator[tuple[int, RecordT]]:
+    """Reads records as `read_jsonl` does, each with its place in the file for `read_record_at`."""
     name = os.fspath(path)
+    place = 0
     try:
         with Path(name).open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     record = from_json(record_type, _parse_line(line))
                 except RecordError as error:
-                    raise RecordError(f"{name}:{number}: {error}") from None
-                yield record
+                    complaint = RecordError(f"{name}:{number}: {error}")
+                    if on_bad is None:
+                        raise complaint from None
+                    on_bad(complaint)
+                else:
+                    yield place, record
+                place += len(line)
     except OSError as error:
         raise RecordError(f"{name}: {error.strerror or error}") from None
 
 
+def read_record_at(file: BinaryIO, place: int, record_type: type[RecordT]) -> RecordT:
+    """Reads the record that begins at a byte of an open file."""
+    file.seek(place)
+    return from_json(record_type, _parse_line(file.readline()))
+
+
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
-    """Writes records, replacing the file as a whole.
+    """Writes records, replacing the file as a whole, without holding them in memory.
 
     Args:
         path: The file; its folder must exist.
@@ -59,15 +89,15 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
     Raises:
         RecordError: A record holds what JSON in UTF-8 cannot: NaN, an infinity, half a character.
     """
-    lines: list[bytes] = []
-    for number, record in enumerate(records, start=1):
-        try:
-            line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
-            lines.append(line.encode() + b"\n")
-        except ValueError as error:
-            raise RecordError(f"{os.fspath(path)}:{number}: {error}") from None
-    write_atomic(path, b"".join(lines))
-    return len(lines)
+    number = 0
+    with replacing(path, follow_links=True) as part, part.open("wb") as file:
+        for number, record in enumerate(records, start=1):
+            try:
+                line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
+                file.write(line.encode() + b"\n")
+            except ValueError as error:
+                raise RecordError(f"{os.fspath(path)}:{number}: {error}") from None
+    return number
 
 
 def _parse_line(line: bytes) -> Any:
@@ -81,6 +111,15 @@ def _parse_line(line: bytes) -> Any:
         text = line.decode()
     except UnicodeDecodeError as error:
         raise RecordError(f"is not UTF-8 at byte {error.start}") from None
+    return parse_json(text)
+
+
+def parse_json(text: str) -> Any:
+    """Reads a JSON text that says exactly one thing: no key twice, no NaN, no endless nesting.
+
+    Raises:
+        RecordError: It is not JSON, or breaks these rules.
+    """
     try:
         return json.loads(
             text,

@@ -12,6 +12,7 @@ import math
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -208,13 +209,29 @@ def from_json(record_type: type[RecordT], data: Any) -> RecordT:
     return _build(record_type, fields, "")
 
 
+def parse_fields(record_type: type[RecordT], data: Any) -> RecordT:
+    """Builds a record from a JSON object as strictly as `from_json`, without `schema_version`.
+
+    For objects that others write to our wish, such as the answer of a model.
+
+    Raises:
+        RecordError: As for `from_json`.
+    """
+    return _build(record_type, _object(data, record_type.__name__), "")
+
+
 def _object(data: Any, where: str) -> dict[str, Any]:
     _require(isinstance(data, dict), f"{where}: expected an object, got {type(data).__name__}")
     return dict(cast("dict[str, Any]", data))
 
 
+@cache
+def _hints(record_type: type[Any]) -> dict[str, Any]:
+    return get_type_hints(record_type)
+
+
 def _build(record_type: type[RecordT], fields: dict[str, Any], prefix: str) -> RecordT:
-    hints = get_type_hints(record_type)
+    hints = _hints(record_type)
     known = {f.name: f for f in dataclasses.fields(cast(Any, record_type))}
     unknown = sorted(set(fields) - set(known))
     _require(not unknown, f"unknown field {prefix}{unknown[0] if unknown else ''}")

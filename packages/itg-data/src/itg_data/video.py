@@ -175,7 +175,7 @@ def open_video(
     path: str | os.PathLike[str],
     *,
     backend: Backend = "auto",
-    resize_to: tuple[int, int] | None = None,
+    resize_to: tuple[int, int] | int | None = None,
     num_threads: int = 0,
 ) -> VideoReader:
     """Opens a video for reading frames by index.
@@ -183,7 +183,8 @@ def open_video(
     Args:
         path: A local file. The name is never interpreted: not as an address, not as a pattern.
         backend: `auto` takes decord where it is known to be exact, PyAV elsewhere.
-        resize_to: (height, width) of the frames as shown; the decoder's scaler resizes, filtered
+        resize_to: (height, width) of the frames as shown, or the length of their longer side,
+            which keeps their shape and never enlarges; the decoder's scaler resizes, filtered
             against aliasing. None keeps the native size.
         num_threads: Decoding threads; 0 for one per core that the process may use, at most 8.
 
@@ -195,12 +196,15 @@ def open_video(
         raise ValueError(f"backend must be auto, decord or pyav, got {backend!r}")
     if num_threads < 0:
         raise ValueError(f"num_threads must be >= 0, got {num_threads}")
-    if resize_to is not None and min(resize_to) < 1:
-        raise ValueError(f"resize_to must be (height, width), both >= 1, got {resize_to}")
+    if resize_to is not None and np.min(resize_to) < 1:
+        raise ValueError(
+            f"resize_to must be (height, width) or a length, all >= 1, got {resize_to}"
+        )
     source = SourceFile(path)
     try:
         probe = probe_video(source)
-        height, width = resize_to or (probe.height, probe.width)
+        height, width = _frame_size(probe, resize_to)
+        resizes = (height, width) != (probe.height, probe.width)
         threads = num_threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
 
         def exact() -> ExactDecoder:
@@ -208,7 +212,7 @@ def open_video(
 
         if backend == "pyav":
             return VideoReader(source, probe, exact(), "asked for", (height, width))
-        refusal = decord_refusal(probe, resizes=resize_to is not None)
+        refusal = decord_refusal(probe, resizes=resizes)
         if refusal is None:
             try:
                 fast = DecordDecoder(source, probe, height, width, threads)
@@ -224,3 +228,11 @@ def open_video(
     except BaseException:
         source.close()
         raise
+
+
+def _frame_size(probe: VideoProbe, resize_to: tuple[int, int] | int | None) -> tuple[int, int]:
+    if isinstance(resize_to, tuple):
+        return resize_to
+    shown = probe.height, probe.width
+    scale = 1.0 if resize_to is None else min(1.0, resize_to / max(shown))
+    return max(1, round(shown[0] * scale)), max(1, round(shown[1] * scale))

@@ -11,11 +11,12 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from itg_data.errors import RecordError
 from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_data.records import GroundingRecord
 from itg_data.synthetic.questions import ask_questions
@@ -68,6 +69,35 @@ def load_or_write_dataset(
     return records
 
 
+def read_config(root: Path) -> SyntheticConfig:
+    """Reads what a scripted set on disk was made from.
+
+    Raises:
+        RecordError: `root` holds no scripted set, or one of another generator.
+    """
+    try:
+        described = json.loads((root / "config.json").read_text())
+        generator = described.pop("generator")
+        if generator == GENERATOR_VERSION:
+            return SyntheticConfig(**described)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise RecordError(f"{root} holds no scripted set: {error}") from None
+    raise RecordError(f"{root} was made by {generator!r}, this is {GENERATOR_VERSION!r}")
+
+
+def video_path(split: Split, number: int) -> str:
+    """Names a video's file relative to the set's root."""
+    return f"videos/{split}-{number:05d}.mp4"
+
+
+def iterate_videos(config: SyntheticConfig) -> Iterator[tuple[Split, int]]:
+    """Yields split and number of every video of a set, in the order of its records."""
+    sizes: dict[Split, int] = {"train": config.num_train, "heldout": config.num_heldout}
+    for split, size in sizes.items():
+        for number in range(size):
+            yield split, number
+
+
 def _describes(root: Path, described: dict[str, object]) -> bool:
     try:
         return json.loads((root / "config.json").read_text()) == described
@@ -82,10 +112,7 @@ def _write_videos(
     progress: Callable[[int, int], None] | None,
 ) -> list[GroundingRecord]:
     (root / "videos").mkdir()
-    sizes: dict[Split, int] = {"train": config.num_train, "heldout": config.num_heldout}
-    jobs: list[tuple[Split, int]] = [
-        (split, i) for split, size in sizes.items() for i in range(size)
-    ]
+    jobs = list(iterate_videos(config))
     records: list[GroundingRecord] = []
     # spawn: the caller may have threads and a GPU, neither of which survives a fork
     context = multiprocessing.get_context("spawn")
@@ -122,7 +149,7 @@ def _end_with_parent() -> None:
 def _write_video(
     root: Path, config: SyntheticConfig, split: Split, number: int
 ) -> list[GroundingRecord]:
-    video = f"videos/{split}-{number:05d}.mp4"
+    video = video_path(split, number)
     script = write_script(config, split, number)
     encode_mp4(root / video, render(config, split, number, script), config.fps)
     return ask_questions(config, split, number, script, video)

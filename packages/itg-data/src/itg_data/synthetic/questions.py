@@ -17,7 +17,8 @@ from itg_data.synthetic.script import (
     generator,
 )
 
-_VERBS = {motion: "stays still" if motion == "still" else f"moves {motion}" for motion in MOTIONS}
+VERBS = {motion: "stays still" if motion == "still" else f"moves {motion}" for motion in MOTIONS}
+"""How questions, answers and captions word a motion."""
 _NO_CLUE_QUESTIONS = (
     ("What is this video about?", "Coloured shapes that come, move and go."),
     ("Describe the video as a whole.", "Coloured shapes come, move and go one after another."),
@@ -74,16 +75,16 @@ def ask_questions(
 
 _PHRASES: dict[QuestionType, Callable[[Combination], str]] = {
     "semantic": lambda shows: f"What does the {shows.colour} {shows.shape} do?",
-    "motion": lambda shows: f"Which object {_VERBS[shows.motion]}?",
+    "motion": lambda shows: f"Which object {VERBS[shows.motion]}?",
     "semantic_motion": lambda shows: (
-        f"How often is there a {shows.colour} {shows.shape} that {_VERBS[shows.motion]}?"
+        f"How often is there a {shows.colour} {shows.shape} that {VERBS[shows.motion]}?"
     ),
 }
 
 
 def _answer(question_type: QuestionType, events: Sequence[Event]) -> str:
     if question_type == "semantic":
-        return "It " + ", then ".join(_VERBS[event.shows.motion] for event in events)
+        return "It " + ", then ".join(VERBS[event.shows.motion] for event in events)
     if question_type == "motion":
         return "The " + ", then the ".join(
             f"{event.shows.colour} {event.shows.shape}" for event in events

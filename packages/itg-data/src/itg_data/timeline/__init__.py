@@ -6,7 +6,7 @@ records and frames of this package in hand, and only here can all of them import
 more than numpy and pillow, which the decoder's users have anyway.
 """
 
-from itg_data.timeline.page import Timeline, render_page
+from itg_data.timeline.page import Passage, Timeline, Wording, render_page
 from itg_data.timeline.thumbnails import Thumbnails
 
-__all__ = ["Thumbnails", "Timeline", "render_page"]
+__all__ = ["Passage", "Thumbnails", "Timeline", "Wording", "render_page"]

@@ -29,6 +29,29 @@ _JSON_OPENING = '<script type="application/json" id="data">'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Wording:
+    """What a page calls what it shows; as of a selection, unless told otherwise."""
+
+    over_time: str = "Score over time"
+    chosen_frames: str = "Chosen frames"
+    chosen: str = "chosen"
+    dismissed: str = "dismissed"
+    span: str = "holds the answer"
+    passages: str = "What happens"
+    passage: str = "picked out"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passage:
+    """A stretch of the video with what was said of it."""
+
+    span: TimeSpan
+    text: str
+    is_picked: bool
+    """Whether it stands out among the passages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Timeline:
     """What a page shows."""
 
@@ -38,10 +61,17 @@ class Timeline:
     """Names and values to list beside the frame: the video, the model, the policy."""
     times_s: Sequence[float]
     """[T] times of the frames, ascending."""
-    scores: Sequence[float]
-    """[T] in 0..1."""
+    scores: Sequence[float] | None
+    """[T] in 0..1; None where nothing was scored, and no curve is drawn."""
     selected: Sequence[SelectedFrame]
     """The chosen ones, in time order."""
+    dismissed: Sequence[int] = ()
+    """Source indices of frames that were considered and not chosen."""
+    passages: Sequence[Passage] = ()
+    """What was said of the video's parts, in time order."""
+    notes: Sequence[tuple[str, str]] = ()
+    """Headings and paragraphs to read between the curve and the passages."""
+    wording: Wording = Wording()
     thumbnails: Thumbnails
     """Pictures of all T frames."""
     spans: Sequence[TimeSpan] = ()
@@ -52,47 +82,91 @@ class Timeline:
     """Program and version."""
 
     def __post_init__(self) -> None:
-        if not len(self.times_s) == len(self.scores) == len(self.thumbnails) > 0:
+        num_scores = len(self.times_s if self.scores is None else self.scores)
+        if not len(self.times_s) == num_scores == len(self.thumbnails) > 0:
             raise ValueError(
                 "times_s, scores and thumbnails must be equally long and not empty, got lengths "
-                f"{len(self.times_s)}, {len(self.scores)} and {len(self.thumbnails)}"
+                f"{len(self.times_s)}, {num_scores} and {len(self.thumbnails)}"
             )
         if list(self.times_s) != self.thumbnails.time_s:
             raise ValueError("thumbnails must show the frames at times_s, got those of other times")
         known = set(self.thumbnails.source_idx)
-        for frame in self.selected:
-            if frame.source_idx not in known:
-                raise ValueError(f"selected frame {frame.source_idx} is not among the thumbnails")
+        for idx in (*(frame.source_idx for frame in self.selected), *self.dismissed):
+            if idx not in known:
+                raise ValueError(f"selected frame {idx} is not among the thumbnails")
 
 
 def render_page(timeline: Timeline) -> str:
     """Writes the page: pure ASCII, some 2.9 MB at most for 512 frames, however large they were."""
     sheets = timeline.thumbnails.to_sheets(MAX_PICTURE_BYTES)
-    style, script = _asset("timeline.css"), _asset("timeline.js")
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            "img-src blob: data:",
-            f"style-src 'sha256-{_sha256(style)}'",
-            f"script-src 'sha256-{_sha256(script)}'",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
-    )
+    style, script, wording = _asset("timeline.css"), _asset("timeline.js"), timeline.wording
+    policy = content_policy(style, script)
     facts = "\n".join(
-        f"<div><dt>{_to_html(name)}</dt><dd><bdi>{_breakable(value)}</bdi></dd></div>"
+        f"<div><dt>{to_html(name)}</dt><dd><bdi>{_breakable(value)}</bdi></dd></div>"
         for name, value in timeline.facts
     )
     return Template(_asset("timeline.html")).substitute(
-        policy=html.escape(policy, quote=False),
-        title=_to_html(timeline.heading),
-        heading=_to_html(timeline.heading),
+        policy=policy,
+        title=to_html(timeline.heading),
+        heading=to_html(timeline.heading),
         facts=facts,
-        made_by=_to_html(timeline.made_by),
+        over_time=to_html(wording.over_time),
+        chosen=to_html(wording.chosen),
+        dismissed=to_html(wording.dismissed),
+        span=to_html(wording.span),
+        passage=to_html(wording.passage),
+        chosen_frames=to_html(wording.chosen_frames),
+        notes=_notes(timeline),
+        passages=_passages(timeline),
+        made_by=to_html(timeline.made_by),
         style=style,
         script=script,
         data=f"{_JSON_OPENING}{_to_json(_data(timeline, sheets))}</script>",
     )
+
+
+def content_policy(style: str, script: str = "") -> str:
+    """Writes the policy that lets a page use its own style, script and pictures, and no more."""
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "img-src blob: data:",
+            f"style-src 'sha256-{_sha256(style)}'",
+            f"script-src 'sha256-{_sha256(script)}'" if script else "script-src 'none'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def _notes(timeline: Timeline) -> str:
+    return "\n".join(
+        f'<section class="note"><h2>{to_html(title)}</h2>'
+        f'<p dir="auto">{to_html(text)}</p></section>'
+        for title, text in timeline.notes
+    )
+
+
+def _passages(timeline: Timeline) -> str:
+    """Writes the passages as a list of buttons; the script shows the frame that each begins at."""
+    if not timeline.passages:
+        return ""
+    items = "\n".join(
+        f'<li><button type="button" class="{"is-picked" if passage.is_picked else ""}">'
+        f"<span>{_clock(passage.span.start_s)}</span>"
+        f'<span dir="auto">{to_html(passage.text)}</span></button></li>'
+        for passage in timeline.passages
+    )
+    heading = f'<h2 id="passages-heading">{to_html(timeline.wording.passages)}</h2>'
+    return (
+        f'<section aria-labelledby="passages-heading">{heading}'
+        f'<ol class="passages" id="passages">\n{items}\n</ol></section>'
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02}"
 
 
 def record_in(page: str) -> dict[str, Any]:
@@ -131,12 +205,15 @@ def _data(timeline: Timeline, sheets: Sheets) -> dict[str, Any]:
     return {
         "record": timeline.record,
         "times_s": list(timeline.times_s),
-        "scores": list(timeline.scores),
+        "scores": None if timeline.scores is None else list(timeline.scores),
         "source_idx": timeline.thumbnails.source_idx,
         "chosen": [
             {"sample_idx": place_of[frame.source_idx], "rank": frame.rank}
             for frame in timeline.selected
         ],
+        "dismissed": [place_of[idx] for idx in timeline.dismissed],
+        "passages": [[p.span.start_s, p.span.end_s, p.is_picked] for p in timeline.passages],
+        "words": {"chosen": timeline.wording.chosen, "dismissed": timeline.wording.dismissed},
         "spans": [[span.start_s, span.end_s] for span in timeline.spans],
         "frame": {"width": sheets.width, "height": sheets.height},
         "columns": sheets.columns,
@@ -145,14 +222,14 @@ def _data(timeline: Timeline, sheets: Sheets) -> dict[str, Any]:
     }
 
 
-def _to_html(text: str) -> str:
+def to_html(text: str) -> str:
     """Escapes text for an element or an attribute; ASCII, whatever it was."""
     return html.escape(show_controls(text)).encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _breakable(text: str) -> str:
-    """As `_to_html`, and a long path may go on in the next line after a slash."""
-    return _to_html(text).replace("/", "/<wbr>")
+    """As `to_html`, and a long path may go on in the next line after a slash."""
+    return to_html(text).replace("/", "/<wbr>")
 
 
 def _to_json(data: object) -> str:

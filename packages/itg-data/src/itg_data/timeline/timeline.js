@@ -1,14 +1,16 @@
 "use strict";
 // One state, the frame that is shown; everything that moves it goes through show().
 const data = JSON.parse(document.getElementById("data").textContent);
-const { times_s: times, scores, chosen, spans, frame } = data;
+const { times_s: times, scores, chosen, spans, passages, frame } = data; // no scores, no curve
 const last = times.length - 1;
 const rankOf = new Map(chosen.map(({ sample_idx, rank }) => [sample_idx, rank]));
+const dismissed = new Set(data.dismissed);
 const by = (id) => document.getElementById(id);
 const [scrub, chart, film, list] = ["scrub", "chart", "film", "chosen"].map(by);
 const MARGIN = { left: 34, right: 8, top: 10, bottom: 24 };
 const CEILINGS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1];
 const STEPS_S = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600];
+const passageButtons = [...document.querySelectorAll("#passages button")];
 let current = 0;
 let scale = null;
 
@@ -50,10 +52,16 @@ function clock(seconds, digits = timeDigits) {
   return `${sign}${hours}:${String(minutes % 60).padStart(2, "0")}:${rest}`;
 }
 
-const place = (sampleIdx) => (rankOf.has(sampleIdx) ? `chosen, rank ${rankOf.get(sampleIdx)}` : "");
+function place(sampleIdx) {
+  if (dismissed.has(sampleIdx)) return data.words.dismissed;
+  if (!rankOf.has(sampleIdx)) return "";
+  return scores ? `${data.words.chosen}, rank ${rankOf.get(sampleIdx)}` : data.words.chosen;
+}
+
+const scoreOf = (sampleIdx) => (scores ? `score ${scores[sampleIdx].toFixed(3)}` : "");
 
 function words(sampleIdx) {
-  const parts = [clock(times[sampleIdx]), `score ${scores[sampleIdx].toFixed(3)}`, place(sampleIdx)];
+  const parts = [clock(times[sampleIdx]), scoreOf(sampleIdx), place(sampleIdx)];
   return parts.filter(Boolean).join(", ");
 }
 
@@ -75,19 +83,20 @@ function measure() {
   const { width, height } = chart.getBoundingClientRect();
   const [first, end] = [times[0], times[last]];
   const [left, right, top, bottom] = [MARGIN.left, width - MARGIN.right, MARGIN.top, height - MARGIN.bottom];
-  const best = Math.max(...scores);
+  const best = scores ? Math.max(...scores) : 1;
   const ceiling = CEILINGS.find((value) => best <= value) ?? 1;
   const x = (s) => (end > first ? left + ((s - first) / (end - first)) * (right - left) : (left + right) / 2);
   const y = (score) => bottom - (score / ceiling) * (bottom - top);
-  return { x, y, left, right, top, bottom, first, end, ceiling };
+  const yOf = (sampleIdx) => y(scores ? scores[sampleIdx] : 0.4);
+  return { x, y, yOf, left, right, top, bottom, first, end, ceiling };
 }
 
 function drawAxes() {
   const { x, y, left, right, bottom, first, end, ceiling } = scale;
-  for (const part of [0, 0.5, 1]) {
+  for (const part of scores ? [0, 0.5, 1] : [0]) {
     const at = y(part * ceiling);
     add(chart, "line", { class: "grid", x1: left, x2: right, y1: at, y2: at });
-    add(chart, "text", { x: left - 8, y: at + 4, "text-anchor": "end" }, String(+(part * ceiling).toFixed(3)));
+    if (scores) add(chart, "text", { x: left - 8, y: at + 4, "text-anchor": "end" }, String(+(part * ceiling).toFixed(3)));
   }
   const step = stepOver(end - first, (right - left) / 72);
   for (let i = Math.ceil(first / step); i * step <= end; i++) {
@@ -98,26 +107,37 @@ function drawAxes() {
   }
 }
 
+function drawCurve() {
+  const { x, yOf, left, right, bottom } = scale;
+  const points = times.map((s, i) => `${x(s).toFixed(1)},${yOf(i).toFixed(1)}`);
+  add(chart, "path", { class: "area", d: `M${x(times[0])},${bottom}L${points.join("L")}L${x(times[last])},${bottom}Z` });
+  const crowded = times.length > (right - left) / 2;
+  add(chart, "path", { class: crowded ? "curve thin" : "curve", d: `M${points.join("L")}` });
+  for (const { sample_idx: i } of chosen) {
+    add(chart, "line", { class: "stem", x1: x(times[i]), x2: x(times[i]), y1: bottom, y2: yOf(i) });
+  }
+}
+
 function drawChart() {
   scale = measure();
   chart.replaceChildren();
-  const { x, y, left, right, top, bottom } = scale;
+  const { x, yOf, left, right, top, bottom } = scale;
   const inside = (s) => Math.min(right, Math.max(left, x(s)));
   for (const [start, end] of spans) {
     const from = inside(start);
     add(chart, "rect", { class: "span", x: from, y: top, width: inside(end) - from, height: bottom - top });
   }
-  drawAxes();
-  const points = times.map((s, i) => `${x(s).toFixed(1)},${y(scores[i]).toFixed(1)}`);
-  add(chart, "path", { class: "area", d: `M${x(times[0])},${bottom}L${points.join("L")}L${x(times[last])},${bottom}Z` });
-  const crowded = times.length > (right - left) / 2;
-  add(chart, "path", { class: crowded ? "curve thin" : "curve", d: `M${points.join("L")}` });
-  for (const { sample_idx: i } of chosen) {
-    add(chart, "line", { class: "stem", x1: x(times[i]), x2: x(times[i]), y1: bottom, y2: y(scores[i]) });
+  for (const [start, end, picked] of passages) {
+    const from = inside(start);
+    const width = Math.max(0, inside(end) - from - 1);
+    add(chart, "rect", { class: picked ? "passage is-picked" : "passage", x: from, y: top - 6, width, height: 4 });
   }
+  drawAxes();
+  if (scores) drawCurve();
   const radius = chosen.length > (right - left) / 24 ? 3 : 4.5;
+  for (const i of dismissed) add(chart, "circle", { class: "hollow", cx: x(times[i]), cy: yOf(i), r: radius });
   for (const { sample_idx: i } of chosen) {
-    add(chart, "circle", { class: "dot", cx: x(times[i]), cy: y(scores[i]), r: radius });
+    add(chart, "circle", { class: "dot", cx: x(times[i]), cy: yOf(i), r: radius });
   }
   add(chart, "line", { class: "cursor", y1: top - 4, y2: bottom });
   add(chart, "circle", { r: 5.5 });
@@ -162,7 +182,7 @@ function moveCursor() {
   line.setAttribute("x1", at);
   line.setAttribute("x2", at);
   ring.setAttribute("cx", at);
-  ring.setAttribute("cy", scale.y(scores[current]));
+  ring.setAttribute("cy", scale.yOf(current));
   ring.setAttribute("class", rankOf.has(current) ? "ring is-chosen" : "ring");
 }
 
@@ -171,9 +191,9 @@ function show(sampleIdx) {
   paint(by("frame"), current);
   by("frame").setAttribute("aria-label", `Frame ${data.source_idx[current]} of the video, at ${words(current)}`);
   by("time").textContent = clock(times[current]);
-  by("score").textContent = `score ${scores[current].toFixed(3)}`;
+  by("score").textContent = scoreOf(current);
   by("place").textContent = place(current);
-  by("place").className = "is-chosen";
+  by("place").className = dismissed.has(current) ? "" : "is-chosen";
   scrub.setAttribute("aria-valuenow", current);
   scrub.setAttribute("aria-valuetext", words(current));
   for (const button of list.querySelectorAll("button")) {
@@ -184,6 +204,11 @@ function show(sampleIdx) {
       button.tabIndex = 0; // the list is one stop of the Tab key: its current frame
     }
   }
+  passageButtons.forEach((button, i) => {
+    const [start, end] = passages[i];
+    if (start <= times[current] && times[current] < end) button.setAttribute("aria-current", "true");
+    else button.removeAttribute("aria-current");
+  });
   moveCursor();
 }
 
@@ -229,7 +254,8 @@ function fillList() {
     paint(picture, i);
     const label = document.createElement("div");
     label.className = "words";
-    label.append(clock(times[i]), Object.assign(document.createElement("span"), { textContent: scores[i].toFixed(3) }));
+    const score = scores ? scores[i].toFixed(3) : "";
+    label.append(clock(times[i]), Object.assign(document.createElement("span"), { textContent: score }));
     button.append(picture, label);
     button.addEventListener("click", () => show(i));
     const item = document.createElement("li");
@@ -241,7 +267,14 @@ function fillList() {
 }
 
 document.documentElement.style.setProperty("--aspect", frame.width / frame.height);
+document.body.classList.toggle("is-unscored", !scores);
+document.querySelector(".of-curve").hidden = !scores;
 document.querySelector(".of-span").hidden = spans.length === 0;
+document.querySelector(".of-dismissed").hidden = dismissed.size === 0;
+document.querySelector(".of-passage").hidden = !passages.some(([, , picked]) => picked);
+passageButtons.forEach((button, i) => {
+  button.addEventListener("click", () => show(times.findIndex((s) => s >= passages[i][0])));
+});
 scrub.setAttribute("aria-valuemin", 0);
 scrub.setAttribute("aria-valuemax", last);
 scrub.addEventListener("pointermove", follow);
@@ -249,5 +282,5 @@ scrub.addEventListener("pointerdown", follow);
 document.addEventListener("keydown", onKey);
 fillList();
 draw();
-show(chosen.find(({ rank }) => rank === 0)?.sample_idx ?? 0);
+show(chosen.find(({ rank }) => rank === 0)?.sample_idx ?? 0); // the best one, or the first
 new ResizeObserver(draw).observe(chart);

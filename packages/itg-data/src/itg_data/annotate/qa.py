@@ -1,0 +1,59 @@
+"""The file of QA pairs: checked whole before anything is asked, then read video by video.
+
+Memory holds the place of each pair and no text, so a file of millions of pairs will do.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+from itg_data.annotate.pipeline import VideoJob
+from itg_data.annotate.records import QaPair
+from itg_data.errors import RecordError
+from itg_data.jsonl import read_jsonl_places, read_record_at
+
+
+class QaFile:
+    """QA pairs by video, in the order in which the file first names each video.
+
+    Args:
+        path: JSONL of `QaPair`.
+
+    Raises:
+        RecordError: A line is no QA pair, or an id is there twice; the message names the line.
+
+    Attributes:
+        num_pairs: In all.
+        sha256: Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_pairs = 0
+        self._places: dict[str, array[int]] = {}
+        seen: set[bytes] = set()
+        for place, pair in read_jsonl_places(path, QaPair):
+            self.num_pairs += 1
+            digest = hashlib.blake2b(pair.id.encode(), digest_size=16).digest()
+            if digest in seen:
+                raise RecordError(f"{path}:{self.num_pairs}: id {pair.id!r} is there twice")
+            seen.add(digest)
+            self._places.setdefault(pair.video, array("Q")).append(place)
+        if not self.num_pairs:
+            raise RecordError(f"{path}: holds no QA pair")
+        with path.open("rb") as file:
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def num_videos(self) -> int:
+        """How many videos the pairs are about."""
+        return len(self._places)
+
+    def read_jobs(self, first: int = 0, last: int | None = None) -> Iterator[VideoJob]:
+        """Reads the pairs of videos `first` to `last - 1`, video by video."""
+        videos = list(self._places)[first:last]
+        with self.path.open("rb") as file:
+            for video in videos:
+                pairs = (read_record_at(file, place, QaPair) for place in self._places[video])
+                yield VideoJob(video=video, pairs=tuple(pairs))

@@ -1,0 +1,82 @@
+"""`python -m itg_data.scripted_vlm DIR`: makes a scripted set unless it is there, and serves it."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from itg_data.annotate.records import QaPair
+from itg_data.errors import ItgError
+from itg_data.jsonl import write_jsonl
+from itg_data.records import GroundingRecord
+from itg_data.scripted_vlm.server import Behaviour, ScriptedServer
+from itg_data.scripted_vlm.sight import ScriptedSet
+from itg_data.synthetic import SyntheticConfig, load_or_write_dataset
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serve:
+    """Answer as a vision-language model would, for scripted videos, from their script.
+
+    Writes a scripted set to DIR unless one is there: `videos/`, `qa.jsonl` with the questions and
+    answers that a pipeline may see, and `records.jsonl` with the truth that it may not. Then it
+    serves the OpenAI protocol until it is interrupted, and prints the address for `--base-url`.
+    `GET /stats`, beside `/v1`, says what was asked so far.
+    """
+
+    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """Folder of the scripted set."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+
+    port: int = 8011
+    """Port to listen on; 0 for any free one."""
+
+    behaviour: Behaviour = field(default_factory=Behaviour)
+
+    synthetic: SyntheticConfig = field(
+        default_factory=lambda: SyntheticConfig(num_train=16, num_heldout=8)
+    )
+
+    def run(self) -> int:
+        """Serves until interrupted."""
+        if not self.root.exists():
+            print(f"writing a scripted set to {self.root} ...", file=sys.stderr)
+            records = load_or_write_dataset(self.root, self.synthetic)
+            write_jsonl(self.root / "qa.jsonl", _questions(records))
+        scripted = ScriptedSet(self.root)
+        with ScriptedServer(scripted, self.behaviour, self.host, self.port) as server:
+            print(server.base_url, flush=True)
+            print(f"{len(scripted)} videos; {json.dumps(asdict(self.behaviour))}", file=sys.stderr)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print(json.dumps(server.tally.snapshot()), file=sys.stderr)
+        return 0
+
+
+def _questions(records: Sequence[GroundingRecord]) -> Iterator[QaPair]:
+    """What is known before anything is annotated."""
+    for record in records:
+        yield QaPair(
+            id=record.id,
+            video=record.video,
+            question=record.question,
+            answer=record.answer or "",
+            split=record.split,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    prog = "python -m itg_data.scripted_vlm"
+    try:
+        return tyro.cli(Serve, args=argv, prog=prog).run()
+    except (ItgError, OSError, ValueError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,213 @@
+"""A set as pages to look at: one of each sample, on the shared timeline, and an index of them.
+
+Pages are named by number, never by what a record says. The pictures are those of one frame a
+second, which is how the labels were made.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from PIL import Image
+
+from itg_data.annotate.records import Annotation
+from itg_data.errors import ItgError, VideoError
+from itg_data.files import write_atomic
+from itg_data.records import SelectedFrame, TimeSpan, label_frames, to_json
+from itg_data.sampling import SamplingConfig, sample_source_indices
+from itg_data.sets.folder import Sample
+from itg_data.timeline import Passage, Thumbnails, Timeline, Wording, render_page
+from itg_data.timeline.page import content_policy, to_html
+from itg_data.video import open_video
+
+SAMPLING = SamplingConfig(rate_hz=1.0, max_frames=512)
+_INDEX_WIDTH = 224
+_WORDING = Wording(
+    over_time="Labels over time",
+    chosen_frames="Labelled frames",
+    chosen="label",
+    dismissed="refused by the check",
+    span="holds the answer",
+    passages="Captions",
+    passage="clip that retrieval chose",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    """A line of the index."""
+
+    sample: Sample
+    page: str
+    picture: bytes | None
+    """WebP of the first labelled frame."""
+    fault: str = ""
+    """Why there is no page."""
+
+
+def write_pages(
+    samples: Sequence[Sample],
+    videos: Path,
+    out: Path,
+    on_page: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Writes a page of each sample, and `index.html`.
+
+    Args:
+        samples: What to show; those of one video next to each other are decoded once.
+        videos: Folder that the records' paths are relative to.
+        out: Made if it is not there.
+        on_page: Called with (pages written, pages in all).
+
+    Returns:
+        Complaints about videos that cannot be read; the index holds them as well.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    entries: list[_Entry] = []
+    complaints: list[str] = []
+    shown: tuple[str, Thumbnails] | None = None
+    for number, sample in enumerate(samples, start=1):
+        name, video = f"{number:05d}.html", sample.record.video
+        try:
+            if shown is None or shown[0] != video:
+                shown = (video, take_pictures(videos / video))
+            timeline = to_timeline(sample, shown[1])
+        except ItgError as error:
+            reason = error.reason if isinstance(error, VideoError) else str(error)
+            complaints.append(f"{sample.record.id}: {video}: {reason}")
+            entries.append(_Entry(sample=sample, page="", picture=None, fault=reason))
+        else:
+            write_atomic(out / name, render_page(timeline))
+            entries.append(_Entry(sample=sample, page=name, picture=_first_label(timeline)))
+        if on_page:
+            on_page(number, len(samples))
+    write_atomic(out / "index.html", _render_index(entries))
+    return complaints
+
+
+def take_pictures(path: Path) -> Thumbnails:
+    """Takes small pictures of a video, one a second.
+
+    Raises:
+        VideoError: The file cannot be read.
+    """
+    pictures = Thumbnails()
+    with open_video(path) as video:
+        wanted = sample_source_indices(video.num_frames, video.fps, SAMPLING)
+        # in parts: 512 frames of a large video at once would take gigabytes
+        for first in range(0, len(wanted), 32):
+            pictures.add(video.read(wanted[first : first + 32]))
+    return pictures
+
+
+def to_timeline(sample: Sample, pictures: Thumbnails) -> Timeline:
+    """Says what a page shows of a sample."""
+    record, annotation = sample.record, sample.annotation
+    labelled = label_frames(pictures.time_s, record.spans)
+    selected = [
+        SelectedFrame(source_idx=source_idx, time_s=time_s, score=1.0, rank=rank)
+        for rank, (source_idx, time_s) in enumerate(
+            (pictures.source_idx[i], pictures.time_s[i]) for i in labelled.nonzero()[0]
+        )
+    ]
+    facts = {
+        "Answer": record.answer or "",
+        "Type": (record.question_type or "").replace("_", " and "),
+        "Video": record.video,
+        "Split": record.split or "",
+        "Record": record.id,
+        "Annotator": record.provenance.annotator,
+    }
+    notes: list[tuple[str, str]] = []
+    if annotation is not None:
+        facts["Cues"] = ", ".join(annotation.cues)
+        facts["Options"] = " / ".join(annotation.options)
+        notes = [("Why these clips", annotation.explanation)] if annotation.explanation else []
+    return Timeline(
+        heading=record.question,
+        facts=[(name, value) for name, value in facts.items() if value],
+        times_s=pictures.time_s,
+        scores=None,
+        selected=selected,
+        dismissed=_dismissed(annotation, pictures) if annotation else (),
+        spans=record.spans,
+        passages=_passages(annotation) if annotation else (),
+        notes=notes,
+        wording=_WORDING,
+        thumbnails=pictures,
+        record=to_json(annotation or record),
+        made_by=f"itg-data {version('itg-data')}",
+    )
+
+
+def _dismissed(annotation: Annotation, pictures: Thumbnails) -> list[int]:
+    """Finds the pictures of the seconds that the check refused."""
+    refused = {frame.second for frame in annotation.frames if frame.relevant is False}
+    start_s, at_time = annotation.start_s, zip(pictures.time_s, pictures.source_idx, strict=True)
+    return [source_idx for time_s, source_idx in at_time if int(time_s - start_s) in refused]
+
+
+def _passages(annotation: Annotation) -> Iterable[Passage]:
+    """Takes clips and captions; where nothing in particular is asked for, none stands out."""
+    end_s = annotation.start_s + annotation.duration_s
+    starts_s = [annotation.start_s + c * annotation.clip_s for c in range(len(annotation.captions))]
+    return [
+        Passage(
+            span=TimeSpan(start_s=start_s, end_s=min(start_s + annotation.clip_s, end_s)),
+            text=caption or "(could not be read)",
+            is_picked=clip in annotation.clips,
+        )
+        for clip, (start_s, caption) in enumerate(zip(starts_s, annotation.captions, strict=True))
+        if start_s < end_s
+    ]
+
+
+def _first_label(timeline: Timeline) -> bytes | None:
+    source_idx = [frame.source_idx for frame in timeline.selected][:1]
+    if not source_idx:
+        return None
+    picture = Image.fromarray(timeline.thumbnails.pick(source_idx)[0])
+    picture.thumbnail((_INDEX_WIDTH, _INDEX_WIDTH))
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=70)
+    return file.getvalue()
+
+
+def _render_index(entries: Sequence[_Entry]) -> str:
+    style = _asset("index.css")
+    num_videos = len({entry.sample.record.video for entry in entries})
+    return Template(_asset("index.html")).substitute(
+        policy=content_policy(style),
+        style=style,
+        summary=f"{len(entries)} questions about {num_videos} videos",
+        items="\n".join(map(_item, entries)),
+        made_by=to_html(f"itg-data {version('itg-data')}"),
+    )
+
+
+def _item(entry: _Entry) -> str:
+    record = entry.sample.record
+    labelled_s = sum(span.end_s - span.start_s for span in record.spans)
+    facts = [record.question_type or "", record.split or "", f"{labelled_s:.0f} s labelled"]
+    picture = (
+        f'<img alt="" src="data:image/webp;base64,{base64.b64encode(entry.picture).decode()}">'
+        if entry.picture
+        else '<div class="no-picture"></div>'
+    )
+    question = f'<span class="question" dir="auto">{to_html(record.question)}</span>'
+    about = " &middot; ".join(to_html(fact.replace("_", " and ")) for fact in facts if fact)
+    body = f'{picture}<span class="words">{question}<span class="about">{about}</span>'
+    if entry.fault:
+        return (
+            f'<li class="entry">{body}<span class="fault">{to_html(entry.fault)}</span></span></li>'
+        )
+    return f'<li><a class="entry" href="{entry.page}">{body}</span></a></li>'
+
+
+def _asset(name: str) -> str:
+    return files("itg_data.sets").joinpath(name).read_text(encoding="utf-8")

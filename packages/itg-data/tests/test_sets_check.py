@@ -1,0 +1,198 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from itg_data.annotate.records import LabelledFrame
+from itg_data.cli import main
+from itg_data.jsonl import read_jsonl
+from itg_data.published import write_published
+from itg_data.records import GroundingRecord
+from itg_data.sets import SetFolder
+from itg_data.sets.check import CheckReport, check_set
+from PIL import Image
+
+
+@pytest.fixture
+def videos(scripted_root: Path, tmp_path: Path) -> Path:
+    """The scripted videos, to be damaged."""
+    return Path(shutil.copytree(scripted_root / "videos", tmp_path / "raw"))
+
+
+def check(root: Path) -> CheckReport:
+    return check_set(SetFolder(root), root)
+
+
+def faults(report: CheckReport) -> list[str]:
+    return [str(finding) for finding in report.findings if finding.is_fault]
+
+
+def test_a_set_as_it_was_made_is_sound(annotated_set):
+    report = check(annotated_set())
+    assert report.is_sound
+    assert report.findings == ()
+    assert report.statistics.num_samples > 6
+
+
+def test_a_scripted_set_is_sound_as_well(scripted_root, capsys):
+    assert main(["check", str(scripted_root)]) == 0
+    assert capsys.readouterr().out.startswith("sound: ")
+
+
+def test_lines_that_break_the_schema_are_named_and_the_rest_is_checked(annotated_set):
+    root = annotated_set()
+    lines = (root / "annotations.jsonl").read_text().splitlines(keepends=True)
+    lines[1] = "{}\n"
+    lines[3] = lines[3].replace('"clip_s": 5', '"clip_s": "5"')
+    (root / "annotations.jsonl").write_text("".join(lines))
+    found = faults(check(root))
+    assert "fault: annotations.jsonl:2: schema_version must be 1, got None" in found
+    assert "fault: annotations.jsonl:4: clip_s must be int, got '5'" in found
+    assert "fault: records.jsonl: differs from annotations.jsonl from record 1 on" in found
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"duration_s": 25.0, "captions": ("",) * 5}, "duration_s: is 25, the video's is 18"),
+        (
+            {"duration_s": 25.0, "captions": ("",) * 5, "candidate_s": (24,), "frames": (24,)},
+            "spans[0]: ends at 25 s, the video at 18 s",
+        ),
+        ({"captions": ("",) * 5}, "captions: must be one for each of 4 clips, got 5"),
+        (
+            {"frames": (LabelledFrame(second=2, source_idx=72, relevant=True),)},
+            "frames[0].source_idx: must be in 0..71, got 72",
+        ),
+        (
+            {"frames": (LabelledFrame(second=2, source_idx=40, relevant=True),)},
+            "frames[0].source_idx: frame 40 is shown at 10.0 s, not in second 2",
+        ),
+    ],
+)
+def test_times_are_held_against_the_real_video(change, message, annotated_set):
+    if change.get("frames") == (24,):
+        frame = LabelledFrame(second=24, source_idx=71, relevant=True)
+        change = change | {"frames": (frame,), "clips": (4,)}
+    seconds = change.get("candidate_s", tuple(range(18)))
+    root = annotated_set({0: {"clips": (), "candidate_s": seconds} | change})
+    (record, *_) = read_jsonl(root / "records.jsonl", GroundingRecord)
+    assert f"fault: annotations.jsonl: {record.id}: {message}" in faults(check(root))
+
+
+def test_what_is_there_twice_is_named(annotated_set, scripted_root):
+    records = list(read_jsonl(scripted_root / "records.jsonl", GroundingRecord))
+    again = {"question": f" {records[0].question.upper()} "}
+    found = faults(check(annotated_set({1: again, 2: {"id": records[0].id}})))
+    assert found == [
+        f"fault: annotations.jsonl: {records[1].id}: question: was asked of {records[0].video} "
+        f"before, by {records[0].id}",
+        f"fault: annotations.jsonl: {records[0].id}: id: is there twice",
+    ]
+
+
+def test_a_video_in_two_splits_is_a_leak(annotated_set):
+    root = annotated_set({1: {"split": "heldout"}})
+    (found,) = faults(check(root))
+    assert found.endswith("of the same video, is in train: a leak")
+
+
+@pytest.mark.parametrize(("copy", "is_leak"), [("train-00001", False), ("heldout-00000", True)])
+def test_a_video_under_two_names_is_a_leak_if_the_names_are_in_two_splits(
+    copy, is_leak, annotated_set, videos
+):
+    shutil.copy(videos / "train-00000.mp4", videos / f"{copy}.mp4")
+    report = check(annotated_set(videos=videos))
+    (finding,) = [f for f in report.findings if "has the content of" in f.message]
+    assert finding.is_fault == is_leak
+    assert finding.message.endswith("a leak") == is_leak
+
+
+def test_videos_that_are_missing_or_damaged_are_faults(annotated_set, videos):
+    (videos / "train-00000.mp4").unlink()
+    (videos / "train-00001.mp4").write_bytes(b"no video")
+    found = faults(check(annotated_set(videos=videos)))
+    assert [line.split(": ")[1] for line in found] == [
+        "video videos/train-00000.mp4",
+        "video videos/train-00001.mp4",
+    ]
+
+
+def test_files_that_do_not_follow_from_the_annotations_are_faults(annotated_set):
+    root = annotated_set()
+    lines = (root / "records.jsonl").read_text().splitlines(keepends=True)
+    (root / "records.jsonl").write_text("".join(lines[:-1]))
+    write_published(root / "video_itg_data.json", [])
+    last = len(lines) - 1
+    assert faults(check(root)) == [
+        f"fault: records.jsonl: differs from annotations.jsonl from record {last} on",
+        "fault: video_itg_data.json: differs from annotations.jsonl from record 0 on",
+    ]
+    (root / "records.jsonl").unlink()
+    (root / "video_itg_data.json").write_text("[{")
+    missing, broken = faults(check(root))
+    assert missing == "fault: records.jsonl: is missing"
+    assert broken.startswith("fault: video_itg_data.json: record 0: is not JSON")
+
+
+def test_labels_that_look_alike_are_oddities_and_no_faults(annotated_set):
+    changes = {i: {"question_type": "semantic", "clips": ()} for i in range(30)}
+    whole = tuple(LabelledFrame(second=s, source_idx=4 * s, relevant=None) for s in range(18))
+    for change in changes.values():
+        change |= {"candidate_s": tuple(range(18)), "frames": whole}
+    report = check(annotated_set(changes))
+    assert report.is_sound
+    assert [str(finding) for finding in report.findings] == [
+        "oddity: question_type: 100% of the questions are of type semantic",
+        "oddity: spans: half of the semantic questions have labels on over 90% of the video",
+    ]
+
+
+def test_exit_codes_tell_sound_unsound_and_no_set_apart(annotated_set, capsys):
+    root = annotated_set({1: {"split": "held\x1b[31m\nout"}})
+    assert main(["check", str(root)]) == 1
+    *findings, summary = capsys.readouterr().out.splitlines()
+    assert summary.startswith("unsound: ")
+    assert summary.endswith(" 1 faults, 0 oddities")
+    assert len(findings) == 1
+    assert "is held\\x1b[31m\\nout, but " in findings[0]
+    assert main(["check", str(root / "none")]) == 2
+    assert "is no set" in capsys.readouterr().err
+
+
+def test_stats_tell_people_and_programs(annotated_set, tmp_path, capsys):
+    root = annotated_set()
+    assert main(["stats", str(root), "--plots", str(tmp_path / "plots" / "here")]) == 0
+    table = capsys.readouterr().out
+    for word in ("questions", "no_clip", "semantic_motion", "chosen clips", "labelled, no_clue"):
+        assert word in table
+    assert main(["stats", str(root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_videos"] == 3
+    drawn = {path.name for path in (tmp_path / "plots" / "here").iterdir()}
+    assert drawn == {"types.png", "clips.png", "frames.png", "labelled.png", "durations.png"}
+    with Image.open(tmp_path / "plots" / "here" / "types.png") as plot:
+        assert plot.size == (960, 480)
+
+
+def test_a_published_file_becomes_a_set_to_train_on(annotated_set, tmp_path, capsys):
+    source = annotated_set() / "video_itg_data.json"
+    entries = json.loads(source.read_text())
+    source.write_text(json.dumps([*entries, {"id": 1}]))
+    out = tmp_path / "imported" / "set"
+    assert main(["import", str(source), "--out", str(out), "--split", "train"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"num_records": len(entries), "num_bad": 1}
+    assert f"record {len(entries)}: frame_num must be" in said.err
+    assert {r.split for r in read_jsonl(out / "records.jsonl", GroundingRecord)} == {"train"}
+
+
+def test_the_commands_start_without_what_they_do_not_need():
+    code = (
+        "import sys, itg_data.cli; "
+        "print({'matplotlib', 'pyarrow', 'rich', 'torch'} & set(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "set()\n"
