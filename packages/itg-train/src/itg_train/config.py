@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from itg_data.published import Labels
 from itg_data.sampling import SamplingConfig
 from itg_data.synthetic import SyntheticConfig
 from itg_model.config import FrameGroundingConfig
@@ -23,6 +24,10 @@ class DataConfig:
     annotations: Path | None = None
     """The records: our JSONL, or a `.json` list, for grounding in the published form of
     `video_itg_data.json` and for a chat task in LLaVA's. None means `records.jsonl` in `root`."""
+
+    labels: Labels = "frame_num"
+    """Which field of the published form holds the labels; `clip_num_as_seconds` repeats the
+    reference's reading, wrong for the published file."""
 
     num_heldout: int = 0
     """Videos to hold out, chosen by the hash of their path, of a set whose records name no

@@ -13,7 +13,6 @@ import logging
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import warnings
@@ -31,6 +30,7 @@ from itg_data.files import write_atomic
 from torch import Tensor, nn
 
 from itg_train.config import EngineConfig, OptimConfig
+from itg_train.launch import find_place
 from itg_train.rundir import RunError
 
 KEPT_STATES = 2
@@ -67,15 +67,11 @@ def join_processes(config: EngineConfig) -> Processes:
     if config.device == "cuda" and not has_gpu:
         raise RunError("engine.device is cuda, but torch finds no GPU; take auto or cpu")
     on_gpu = has_gpu and config.device != "cpu"
+    try:
+        os.environ |= find_place(os.environ)
+    except ValueError as error:
+        raise RunError(str(error)) from None
     _check_local_rank(on_gpu)
-    if "RANK" not in os.environ:
-        os.environ |= {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
-        }
     # DeepSpeed looks for an accelerator when it is imported
     os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
     deepspeed = _import_deepspeed()
@@ -101,12 +97,6 @@ def _check_local_rank(on_gpu: bool) -> None:
             f"process {local_rank} of this machine has no GPU: torch finds "
             f"{torch.cuda.device_count()}; start as many processes as there are GPUs"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 logger = logging.getLogger(__name__)

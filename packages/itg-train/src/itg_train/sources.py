@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from itg_data.errors import RecordError
 from itg_data.jsonl import read_jsonl
+from itg_data.published import read_published
 from itg_data.records import GroundingRecord
 from itg_data.synthetic import load_or_write_dataset
 from itg_data.synthetic.script import GENERATOR_VERSION
@@ -15,6 +18,11 @@ from itg_data.synthetic.script import GENERATOR_VERSION
 from itg_train.config import DataConfig
 from itg_train.progress import show_progress
 from itg_train.rundir import RunError
+
+logger = logging.getLogger(__name__)
+
+NAMED_RECORDS = 10
+"""Records left out that are named; the rest is counted."""
 
 Record = GroundingRecord
 
@@ -42,11 +50,23 @@ def load_records(data: DataConfig) -> Records:
         root = data.root
         if not root.is_dir():
             raise RunError(f"data.root {root}: no such folder; it is where the videos lie")
-        records = list(read_jsonl(data.annotations or root / "records.jsonl", GroundingRecord))
+        records = _read_annotations(data.annotations or root / "records.jsonl", data)
     train, heldout = split_records(records, data.num_heldout)
     if not train:
         raise RunError(f"{data.annotations or root}: no record to learn from")
     return Records(root=root, train=tuple(train), heldout=tuple(heldout))
+
+
+def _read_annotations(path: Path, data: DataConfig) -> list[Record]:
+    if path.suffix != ".json":
+        return list(read_jsonl(path, GroundingRecord))
+    bad: list[RecordError] = []
+    records = list(read_published(path, labels=data.labels, on_bad=bad.append))
+    for complaint in bad[:NAMED_RECORDS]:
+        logger.warning("left out: %s", complaint)
+    if bad:
+        logger.warning("%s: %d of %d records left out", path, len(bad), len(bad) + len(records))
+    return records
 
 
 def split_records(records: Sequence[Record], num_heldout: int) -> tuple[list[Record], list[Record]]:
