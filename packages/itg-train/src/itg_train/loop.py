@@ -39,7 +39,12 @@ def train(
     first_step = engine.load_state()
     planner = make_planner(config, processes.world_size, prepared)
     batches = iterate_steps(
-        planner, processes.rank, first_step, config.num_steps, config.data.num_workers
+        planner,
+        processes.rank,
+        first_step,
+        config.num_steps,
+        config.data.num_workers,
+        pin=processes.device.type == "cuda",
     )
     timer = StepTimer(config, processes, engine)
     progress = show_progress(
