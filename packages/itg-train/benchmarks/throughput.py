@@ -302,7 +302,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--question-tokens", type=int, nargs=2, default=[20, 150])
     parser.add_argument("--features", action="store_true", help="the tower's work is done")
     parser.add_argument("--groups-per-step", type=int, default=16)
-    parser.add_argument("--tokens-per-pass", type=int, default=16384)
+    parser.add_argument("--tokens-per-pass", type=int, default=15360)
     parser.add_argument("--recompute", default="everything")
     parser.add_argument("--layers-recomputed", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
@@ -326,6 +326,7 @@ def main() -> None:
         "gpus": processes.world_size,
         "frames": args.frames,
         "questions_per_video": args.questions,
+        "question_tokens": args.question_tokens,
         **found,
         **{k: getattr(args, k) for k in ("groups_per_step", "tokens_per_pass", "recompute")},
         **{k: getattr(args, k) for k in ("layers_recomputed", "compile", "zero_stage", "shape")},

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch._functorch.config
 from itg_model.model import FrameGroundingModel
 
 from itg_train.config import TrainConfig
@@ -55,6 +56,9 @@ def compile_blocks(model: FrameGroundingModel) -> None:
 
     Block by block and with symbolic lengths: one compilation serves all blocks and all lengths.
     """
+    # of an MLP, the product of its two branches is a third of what would be kept and costs nothing
+    # to compute again; the branches themselves fit the budget
+    torch._functorch.config.activation_memory_budget = 0.7
     for layer in model.trunk.layers:
         for name in ("mlp", "input_layernorm", "post_attention_layernorm"):
             layer.get_submodule(name).compile(dynamic=True)
