@@ -7,25 +7,25 @@ D trunk width.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, Qwen2Config, SiglipVisionConfig
+from transformers import Qwen2Config, SiglipVisionConfig
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2DecoderLayer,
     Qwen2PreTrainedModel,
     Qwen2RMSNorm,
-    eager_attention_forward,
 )
 from transformers.models.siglip.modeling_siglip import (
     SiglipEncoder,
     SiglipPreTrainedModel,
     SiglipVisionEmbeddings,
 )
+
+from itg_model.packing import PACKED_NAMES
 
 
 class VisionTower(SiglipPreTrainedModel):
@@ -42,7 +42,7 @@ class VisionTower(SiglipPreTrainedModel):
     def forward(self, pixels: Tensor, side: int) -> Tensor:
         """[T, 3, H, W] pixels -> [T, side * side, C] features after the last block, pooled."""
         hidden = self.encoder(inputs_embeds=self.embeddings(pixels)).last_hidden_state
-        return pool(hidden, side)
+        return pool_features(hidden, side)
 
     def reset_position_ids(self, device: torch.device) -> None:
         """Restores the one buffer that no checkpoint holds, after building on `meta`."""
@@ -69,22 +69,26 @@ class Trunk(Qwen2PreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def forward(self, embeds_SD: Tensor, sample_lengths: Sequence[int]) -> Tensor:
+    def forward(
+        self, embeds_SD: Tensor, sample_lengths: Sequence[int], is_causal: bool = False
+    ) -> Tensor:
         """Runs all blocks.
 
         Args:
             embeds_SD: [S, D] embeddings of all samples, end to end.
             sample_lengths: Tokens of each sample; they sum to S.
+            is_causal: Attends only backwards, as the language model does that a grounder starts
+                from; not with eager attention, which would need a mask.
 
         Returns:
             [S, D] hidden states before the final norm.
         """
         packing = self._describe_packing(sample_lengths, embeds_SD.device)
-        cos, sin = self._rotary(sample_lengths, embeds_SD)
+        rotary = self._rotary(sample_lengths, embeds_SD)
         hidden = embeds_SD[None]
         for layer in self.layers:
             # called one by one, the blocks do not read config.is_causal: say it to each
-            hidden = layer(hidden, position_embeddings=(cos, sin), is_causal=False, **packing)
+            hidden = layer(hidden, position_embeddings=rotary, is_causal=is_causal, **packing)
         return hidden[0]
 
     def _rotary(self, sample_lengths: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +102,7 @@ class Trunk(Qwen2PreTrainedModel):
         self, sample_lengths: Sequence[int], device: torch.device
     ) -> dict[str, Any]:
         """Tells the attention implementation, in its own words, where samples begin and end."""
-        if self.config._attn_implementation in _PACKED_NAMES.values():
+        if self.config._attn_implementation in PACKED_NAMES.values():
             return {"sample_lengths": list(sample_lengths)}
         if len(sample_lengths) == 1:
             return {}
@@ -121,7 +125,7 @@ def rotary_angles(
     return positions.float()[:, None] / theta**steps
 
 
-def pool(features_TPC: Tensor, side: int) -> Tensor:
+def pool_features(features_TPC: Tensor, side: int) -> Tensor:
     """Resizes each frame's token grid [T, P, C] to `side` x `side`, bilinear, not antialiased."""
     num_frames, num_patches, width = features_TPC.shape
     grid_side = int(num_patches**0.5)
@@ -130,42 +134,3 @@ def pool(features_TPC: Tensor, side: int) -> Tensor:
     grid = features_TPC.view(num_frames, grid_side, grid_side, width).permute(0, 3, 1, 2)
     pooled = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
     return pooled.permute(0, 2, 3, 1).reshape(num_frames, side * side, width)
-
-
-def _attend_per_sample(
-    attend: Callable[..., tuple[Tensor, Tensor | None]],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    *,
-    sample_lengths: list[int],
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Runs an attention function that knows no packing on each sample of [1, heads, S, dim].
-
-    A mask of S x S would cost memory and the fast kernels; samples are few and long.
-    """
-    per_sample = zip(*(x.split(sample_lengths, dim=2) for x in (query, key, value)), strict=True)
-    outputs = [attend(module, q, k, v, attention_mask, **kwargs)[0] for q, k, v in per_sample]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
-
-
-_PACKED_NAMES = {name: f"itg_packed_{name}" for name in ("eager", "sdpa", "flex_attention")}
-
-for _name, _packed in _PACKED_NAMES.items():
-    _attend = AttentionInterface().get_interface(_name, eager_attention_forward)
-    AttentionInterface.register(_packed, partial(_attend_per_sample, _attend))
-
-
-def packed_name(attn_implementation: str) -> str:
-    """The trunk's attention: ours around an implementation that knows no packing, else itself."""
-    if attn_implementation in _PACKED_NAMES:
-        return _PACKED_NAMES[attn_implementation]
-    if attn_implementation.startswith("flash_attention_"):
-        return attn_implementation
-    raise ValueError(
-        f"attn_implementation must be one of {sorted(_PACKED_NAMES)} or flash_attention_*, "
-        f"got {attn_implementation!r}"
-    )

@@ -179,6 +179,31 @@ class FrameGroundingConfig:
         head = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION}
         return head | dataclasses.asdict(self)
 
+    def to_published_json(self, dtype: object) -> dict[str, Any]:
+        """Turns the config into the `config.json` of a published checkpoint.
+
+        Args:
+            dtype: Type of the weights beside it, such as `torch.bfloat16`.
+        """
+        named = next((name for name, tower in KNOWN_TOWERS.items() if tower == self.vision), None)
+        return {
+            "architectures": ["EagleQwenG"],
+            "model_type": PUBLISHED_MODEL_TYPE,
+            "torch_dtype": str(dtype).removeprefix("torch."),
+            **dataclasses.asdict(self.text),
+            **{name: only[0] for name, only in _PUBLISHED_FIXED.items()},
+            **_PUBLISHED_UNUSED,
+            "mm_vision_tower": named,
+            # a tower without a name cannot be fetched; ours reads what it is here
+            **({} if named else {"vision_config": dataclasses.asdict(self.vision)}),
+            "mm_hidden_size": self.vision.hidden_size,
+            "mm_vision_select_layer": self.select_layer,
+            "vision_token_num": self.vision_token_num,
+            "vision_min_num": self.vision_min_num,
+            "tokenizer_model_max_length": self.tokenizer_model_max_length,
+            "max_position_embeddings": max(32768, self.tokenizer_model_max_length),
+        }
+
     @classmethod
     def from_json(
         cls,
@@ -303,6 +328,15 @@ _PUBLISHED_FIXED: dict[str, tuple[Any, ...]] = {
     "mm_use_im_start_end": (False,),
     "use_sliding_window": (False, None),
     "rope_scaling": (None,),
+}
+# What the reference's loader wants to find, and what no frame's score depends on.
+_PUBLISHED_UNUSED: dict[str, Any] = {
+    "use_mm_proj": True,
+    "mm_use_im_patch_token": False,
+    "image_aspect_ratio": "square",
+    "tokenizer_padding_side": "right",
+    "tie_word_embeddings": False,
+    "use_cache": False,
 }
 _OPTIONAL_TEXT = {"hidden_act", "initializer_range", "rope_theta", "rms_norm_eps"}
 

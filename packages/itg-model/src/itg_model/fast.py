@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from itg_model.attention import attend, preferring_fast_attention
-from itg_model.blocks import Trunk, VisionTower, pool, rotary_angles
+from itg_model.blocks import Trunk, VisionTower, pool_features, rotary_angles
 from itg_model.linear import Fp8Linear, Linear, Stream
 
 MakeLinear = Callable[..., Linear | Fp8Linear]
@@ -76,7 +76,7 @@ class FastTower(nn.Module):
             # the others have no weight in the pooled grid
             whole = hidden.new_zeros(num_frames, self.grid_side**2, hidden.shape[-1])
             hidden = whole.index_copy_(1, kept.to(hidden.device), hidden)
-        return pool(hidden, side)
+        return pool_features(hidden, side)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         """[T, 3, H, W] -> [T * P, C]: the convolution, whose windows do not overlap."""

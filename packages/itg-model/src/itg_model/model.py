@@ -25,10 +25,11 @@ from itg_kernels import frame_score
 from torch import Tensor, nn
 
 from itg_model import weights
-from itg_model.blocks import Trunk, VisionTower, packed_name
+from itg_model.blocks import Trunk, VisionTower
 from itg_model.config import FrameGroundingConfig, TowerConfig, read_config
 from itg_model.fast import FastTower, FastTrunk
 from itg_model.linear import check_fp8
+from itg_model.packing import packed_name
 from itg_model.pixels import scale_frames
 
 VIDEO_TOKEN_ID = -200
@@ -105,7 +106,7 @@ class FrameGroundingModel(nn.Module):
         tower = None if vision_checkpoint is None else Path(vision_checkpoint)
         state = weights.read_weights(Path(path), shapes, dtype, torch.device(device), tower)
         model.load_state_dict(state, assign=True)
-        model._stacks("loaded")[0].reset_position_ids(torch.device(device))
+        model.stacks("loaded")[0].reset_position_ids(torch.device(device))
         return model.eval()
 
     def for_inference(self, *, precision: Precision = "native") -> "FrameGroundingModel":
@@ -126,7 +127,7 @@ class FrameGroundingModel(nn.Module):
             raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
         if precision == "fp8":
             check_fp8(self.device, self.head.weight.dtype)
-        tower, trunk = self._stacks("rebuilt")
+        tower, trunk = self.stacks("rebuilt")
         if tower.config._attn_implementation != "sdpa":
             raise ValueError(
                 "for_inference() has its own attention and needs attn_implementation sdpa, "
@@ -139,10 +140,10 @@ class FrameGroundingModel(nn.Module):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` and safetensors in our own form, over a checkpoint before."""
-        self._stacks("saved")
+        self.stacks("saved")
         weights.write_checkpoint(Path(directory), self.config, self.state_dict())
 
-    def _stacks(self, wish: str) -> tuple[VisionTower, Trunk]:
+    def stacks(self, wish: str) -> tuple[VisionTower, Trunk]:
         """Tower and trunk as loaded, which alone can be `wish`ed so."""
         if isinstance(self.tower, FastTower) or isinstance(self.trunk, FastTrunk):
             raise ValueError(f"a model after for_inference() cannot be {wish}; load it anew")
@@ -159,7 +160,7 @@ class FrameGroundingModel(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes the blocks of tower and trunk in the backward pass (in train mode)."""
-        for stack in self._stacks("trained"):
+        for stack in self.stacks("trained"):
             stack.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(
@@ -258,6 +259,25 @@ class FrameGroundingModel(nn.Module):
         """
         if not features:
             return []
+        hidden_SD, spans_F2 = self.contextualize(features, input_ids)
+        logits = frame_score(
+            hidden_SD,
+            self.trunk.norm.weight,
+            self.head.weight,
+            self.head.bias,
+            spans_F2,
+            eps=self.config.text.rms_norm_eps,
+        )
+        return list(logits.split([len(item) for item in features]))
+
+    def contextualize(
+        self, features: Sequence[Tensor], input_ids: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Runs samples through the trunk in one pass; see `score_batch`.
+
+        Returns:
+            [S, D] hidden states before the final norm, and the [F, 2] rows of every frame.
+        """
         rows, lengths, spans = [], [], []
         for item, ids in zip(features, input_ids, strict=True):
             embeds_LD, first_row = self.embed_sample(item, ids)
@@ -268,15 +288,7 @@ class FrameGroundingModel(nn.Module):
             rows.append(embeds_LD)
             lengths.append(len(embeds_LD))
         hidden_SD = self.trunk(torch.cat(rows), lengths)
-        logits = frame_score(
-            hidden_SD,
-            self.trunk.norm.weight,
-            self.head.weight,
-            self.head.bias,
-            torch.cat(spans).to(hidden_SD.device),
-            eps=self.config.text.rms_norm_eps,
-        )
-        return list(logits.split([len(item) for item in features]))
+        return hidden_SD, torch.cat(spans).to(hidden_SD.device)
 
     def embed_sample(self, features: Tensor, input_ids: Tensor) -> tuple[Tensor, int]:
         """Lays out one sample: text, then the video's tokens in its place, then text.

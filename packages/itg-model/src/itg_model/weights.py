@@ -36,6 +36,12 @@ _PUBLISHED = (
     (re.compile(r"^model\.(embed_tokens|layers|norm)\."), r"trunk.\1."),
     (re.compile(r"^out_proj\."), "head."),
 )
+_PUBLISHED_PARTS = (
+    ("tower.", _TOWER),
+    ("projector.", "model.mm_projector.out_projection."),
+    ("trunk.", "model."),
+    ("head.", "out_proj."),
+)
 _SIGLIP = ((re.compile(r"^(?:vision_model\.)?(embeddings|encoder)\."), r"tower.\1."),)
 _NO_PART = re.compile(
     rf"^(lm_head\.|{re.escape(_TOWER)}(post_layernorm|head)\.|.*\.rotary_emb\.inv_freq$)"
@@ -49,6 +55,7 @@ def read_weights(
     dtype: torch.dtype,
     device: torch.device,
     vision_checkpoint: Path | None = None,
+    may_lack: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint under our names.
 
@@ -59,6 +66,7 @@ def read_weights(
         device: Where to put them.
         vision_checkpoint: Directory of a SigLIP checkpoint; the tower is then read from it,
             whether or not `directory` holds one.
+        may_lack: Beginnings of names that may be missing; they are then left out.
 
     Raises:
         CheckpointError: Files or tensors are missing, misshapen, unexpected or unreadable.
@@ -81,7 +89,7 @@ def read_weights(
                 sources[name] = (path, key)
     missing = [name for name in shapes if name not in sources]
     _require_tower(directory, shapes, missing, vision_checkpoint)
-    problems += [f"missing {name}" for name in missing]
+    problems += [f"missing {name}" for name in missing if not name.startswith(may_lack)]
     wanted = {name: source for name, source in sources.items() if name in shapes}
     problems += _find_misshapen(wanted, shapes)
     if problems:
@@ -91,19 +99,34 @@ def read_weights(
     return _read_all(wanted, dtype, device)
 
 
+def published_name(name: str) -> str:
+    """The published checkpoint's name of one of our tensors; of any other, the name itself."""
+    for ours, published in _PUBLISHED_PARTS:
+        if name.startswith(ours):
+            return published + name.removeprefix(ours)
+    return name
+
+
 def write_checkpoint(
     directory: Path,
     config: FrameGroundingConfig,
     state: Mapping[str, Tensor],
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    *,
+    published: bool = False,
 ) -> None:
-    """Writes a checkpoint in our own form over whatever checkpoint the directory holds.
+    """Writes a checkpoint over whatever checkpoint the directory holds.
 
-    New shards get names of their own and count only once the index names them; one file is
-    renamed into place. Then files of the checkpoint before are removed.
+    In our own form, or in the published one, which the reference's loader reads as well. New
+    shards get names of their own and count only once the index names them; one file is renamed
+    into place. Then files of the checkpoint before are removed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomic(directory / "config.json", json.dumps(config.to_json(), indent=2) + "\n")
+    described = config.to_json()
+    if published:
+        described = config.to_published_json(next(iter(state.values())).dtype)
+        state = {published_name(name): tensor for name, tensor in state.items()}
+    write_atomic(directory / "config.json", json.dumps(described, indent=2) + "\n")
     shards = _split_into_shards(state, max_shard_bytes)
     stale = set(directory.glob("model*.safetensors")) | {directory / INDEX_NAME}
     if len(shards) == 1:

@@ -1,6 +1,7 @@
 """`itg-train [RECIPE] [options]`: trains a frame grounder and shows what it learnt."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -9,13 +10,21 @@ import tyro
 from itg_data.errors import ItgError
 
 from itg_train.config import TrainConfig
+from itg_train.launch import end_with_parent, start_workers
 from itg_train.recipes import RECIPES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for bad input, 130 when interrupted."""
-    recipe, config = parse(sys.argv[1:] if argv is None else argv)
+    arguments, num_processes = take_nproc(sys.argv[1:] if argv is None else argv)
+    recipe, config = parse(arguments)
+    if num_processes > 1:
+        return start_workers(arguments, num_processes)
+    end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    # everything is said once, by the first process; what goes wrong, by the one that it befalls
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger().setLevel(logging.ERROR)
     for talkative in ("httpx", "filelock", "DeepSpeed", "matplotlib"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     # torch, transformers and deepspeed take seconds to import: not for --help
@@ -35,6 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if text:
         print(text)
     return 0
+
+
+def take_nproc(argv: Sequence[str]) -> tuple[list[str], int]:
+    """Takes `--nproc N` out of the arguments, and what the deepspeed launcher adds to them."""
+    arguments: list[str] = []
+    num_processes = 1
+    words = iter(argv)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "--local_rank":
+            continue
+        if name != "--nproc":
+            arguments.append(word)
+            continue
+        value = value or next(words, "")
+        if not value.isdigit() or int(value) < 1:
+            _refuse(f"--nproc must be a number of processes, got {value!r}")
+        num_processes = int(value)
+    return arguments, num_processes
 
 
 def parse(argv: Sequence[str]) -> tuple[str, TrainConfig]:
@@ -59,8 +87,8 @@ def parse(argv: Sequence[str]) -> tuple[str, TrainConfig]:
             description=(
                 "Trains a frame grounder and shows what it learnt. Usage: itg-train [RECIPE] "
                 f"[options]; without a recipe, {names[0]}. Recipes:\n{summaries}\n"
-                "The options below change the recipe. Several processes: "
-                "torchrun --nproc-per-node 2 -m itg_train [RECIPE] [options]"
+                "The options below change the recipe. --nproc N runs N processes on this machine; "
+                "processes that torchrun, deepspeed or srun started find one another."
             ),
         )
     except ValueError as error:

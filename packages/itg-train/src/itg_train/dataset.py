@@ -1,217 +1,238 @@
-"""Annotated videos as training samples, in an order that depends on the seed and the step alone.
+"""Annotated videos as training samples: decoded, or taken from memory or from disk.
 
-The unit is the video, not the question: its frames are decoded and pass the tower once, and all of
-its questions share them. Which videos a step takes is a pure function of (seed, step, rank), so a
-run that resumes at a step continues exactly where it left off and nothing of the order is saved.
+The unit is a group: questions about one video that are learnt together. The video's frames are
+decoded and pass the tower once, and all of its questions share them.
 """
 
 import logging
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from itg_data.errors import VideoError
-from itg_data.records import GroundingRecord, label_frames
 from itg_data.sampling import SamplingConfig, sample_source_indices
-from itg_data.video import open_video
-from itg_model.processing import encode_question, preprocess_frames
+from itg_data.video import FrameBatch, open_video
+from itg_model.processing import preprocess_frames
+from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+
+from itg_train.features import FeatureStore
+from itg_train.index import VideoFacts, is_image
+from itg_train.sources import Record
 
 logger = logging.getLogger(__name__)
 
 
+class Task(Protocol):
+    """What is to be learnt from a record."""
+
+    def encode(self, record: Record) -> Tensor:
+        """The record's [L] token ids, with `VIDEO_TOKEN_ID` where its video goes."""
+        ...
+
+    def label(self, record: Record, time_s: npt.NDArray[np.float64]) -> Tensor:
+        """What the network should say, given the times of the video's frames."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoSample:
-    """A video's sampled frames with all of its questions. T frames, Q questions."""
+class Group:
+    """Questions about one video that are learnt together."""
 
     video: str
-    pixels: Tensor
-    """[T, 3, S, S] float32 in -1..1."""
+    """Path relative to the set's root; empty where there is nothing to see."""
+    num_frames: int
+    """Frames that are sampled of the video."""
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoSample:
+    """A video's sampled frames with some of its questions. T frames, Q questions."""
+
+    video: str
+    frames: Tensor
+    """[T, 3, S, S] float32 pixels in -1..1, or [T, P, C] features of the tower."""
     time_s: npt.NDArray[np.float64]
     """[T]."""
     input_ids: tuple[Tensor, ...]
     """Q of [L] int64."""
     labels: tuple[Tensor, ...]
-    """Q of [T] float32, 1 for relevant frames."""
-    records: tuple[GroundingRecord, ...]
+    """Q; for grounding [T] float32, 1 for relevant frames."""
+    records: tuple[Record, ...]
     """Q, in the order of the data set."""
+    sides: tuple[int, ...] = ()
+    """Q sides that the frames are pooled to; none means the largest that fits."""
+    store: FeatureStore | None = None
+    """Where the features of these pixels should be kept; None keeps them nowhere."""
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the frames have passed the tower already."""
+        return self.frames.ndim == 3
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the pixels take."""
-        return self.pixels.numel() * self.pixels.element_size()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """What one process learns from in one step."""
-
-    step: int
-    samples: tuple[VideoSample, ...]
-    weight: float
-    """This process's share of the step's questions, times the number of processes: with it, the
-    mean over processes of the mean over a process's questions is the mean over all questions."""
+        """Memory that the frames take."""
+        return self.frames.numel() * self.frames.element_size()
 
 
 class VideoDataset:
-    """The videos of one split, decoded on demand and kept as far as memory allows.
+    """The videos of one split, read on demand and kept as far as memory allows.
 
     Args:
         records: Annotated questions; those of a video are grouped.
         root: Folder that the records' video paths are relative to.
-        tokenizer: Encodes the questions.
+        facts: What is known of each video; those with a reason are dropped by name.
+        task: Makes ids and labels of a record.
         image_size: Side of the frames that the tower takes, in pixels.
         sampling: Which frames of a video are looked at.
         cache_bytes: Memory for decoded frames; the videos used longest ago go first.
+        questions_per_group: See `DataConfig`.
+        store: Features of videos met before.
     """
 
     def __init__(
         self,
-        records: Sequence[GroundingRecord],
+        records: Sequence[Record],
         root: Path,
-        tokenizer: PreTrainedTokenizerBase,
+        facts: dict[str, VideoFacts],
+        task: Task,
         image_size: int,
         sampling: SamplingConfig,
         cache_bytes: int,
+        questions_per_group: int = 0,
+        store: FeatureStore | None = None,
     ) -> None:
         self.root = root
-        self.tokenizer = tokenizer
+        self.task = task
         self.image_size = image_size
         self.sampling = sampling
         self.cache_bytes = cache_bytes
-        self.by_video: dict[str, list[GroundingRecord]] = {}
-        for record in records:
-            self.by_video.setdefault(record.video, []).append(record)
-        self.videos = list(self.by_video)
+        self.store = store
+        self.dropped: dict[str, str] = {}
+        self.groups = self._group(records, facts, questions_per_group)
         self._cache: OrderedDict[str, VideoSample] = OrderedDict()
         self._cached_bytes = 0
+        self._lock = Lock()
 
     def __len__(self) -> int:
-        return len(self.videos)
+        return len(self.groups)
 
-    def drop_unreadable(self) -> dict[str, str]:
-        """Opens every video once and drops those that cannot be: path to reason, also logged."""
-        dropped: dict[str, str] = {}
-        for video in self.videos:
-            try:
-                open_video(self.root / video).close()
-            except VideoError as error:
-                dropped[video] = error.reason
-                num_questions = len(self.by_video[video])
-                logger.warning("dropped with its %d questions: %s", num_questions, error)
-        self.videos = [video for video in self.videos if video not in dropped]
-        return dropped
+    def _group(
+        self, records: Sequence[Record], facts: dict[str, VideoFacts], size: int
+    ) -> list[Group]:
+        by_video: dict[str, list[Record]] = {}
+        for record in records:
+            # what has no video is a group of its own
+            by_video.setdefault(record.video or f"\0{record.id}", []).append(record)
+        groups: list[Group] = []
+        for of_video in by_video.values():
+            video, num_frames = of_video[0].video, 0
+            if video:
+                reason = facts[video].reason
+                if reason is not None:
+                    self.dropped[video] = reason
+                    continue
+                num_frames = len(self._sampled(facts[video].num_frames, facts[video].fps))
+            step = size or len(of_video)
+            groups += [
+                Group(video=video, num_frames=num_frames, records=tuple(of_video[i : i + step]))
+                for i in range(0, len(of_video), step)
+            ]
+        return groups
 
-    def count_questions(self, places: Sequence[int]) -> int:
-        """How many questions the videos at these places have together."""
-        return sum(len(self.by_video[self.videos[place]]) for place in places)
+    def _sampled(self, num_frames: int, fps: float) -> npt.NDArray[np.int64]:
+        return sample_source_indices(num_frames, fps, self.sampling)
 
-    def load(self, place: int) -> VideoSample:
-        """Decodes the video at a place, or takes it from memory.
+    def load(self, place: int, questions: Sequence[int] | None = None) -> VideoSample:
+        """Reads the video of the group at a place, with all of its questions or some.
+
+        Args:
+            place: Which group.
+            questions: Places of questions in the group; None takes all.
 
         Raises:
             VideoError: The file cannot be decoded.
         """
-        video = self.videos[place]
-        sample = self._cache.get(video)
+        group = self.groups[place]
+        chosen = range(len(group.records)) if questions is None else questions
+        records = tuple(group.records[i] for i in chosen)
+        seen = self._load_frames(group.video)
+        return replace(
+            seen,
+            input_ids=tuple(self.task.encode(record) for record in records),
+            labels=tuple(self.task.label(record, seen.time_s) for record in records),
+            records=records,
+        )
+
+    def _load_frames(self, video: str) -> VideoSample:
+        with self._lock:
+            sample = self._cache.get(video)
         if sample is None:
-            sample = self._decode(video)
+            sample = self._read(video)
             self._keep(sample)
         return sample
 
     def _keep(self, sample: VideoSample) -> None:
-        if sample.num_bytes > self.cache_bytes or sample.video in self._cache:
-            return
-        self._cache[sample.video] = sample
-        self._cached_bytes += sample.num_bytes
-        while self._cached_bytes > self.cache_bytes:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached_bytes -= oldest.num_bytes
+        with self._lock:
+            if sample.num_bytes > self.cache_bytes or sample.video in self._cache:
+                return
+            self._cache[sample.video] = sample
+            self._cached_bytes += sample.num_bytes
+            while self._cached_bytes > self.cache_bytes:
+                _, oldest = self._cache.popitem(last=False)
+                self._cached_bytes -= oldest.num_bytes
 
-    def _decode(self, video: str) -> VideoSample:
-        records = tuple(self.by_video[video])
+    def _read(self, video: str) -> VideoSample:
+        stored = self.store.read(video) if self.store and video else None
+        if stored is not None:
+            frames, time_s = stored.features, stored.time_s
+        elif video:
+            batch = self._decode(video)
+            frames, time_s = preprocess_frames(batch.frames, self.image_size), batch.time_s
+        else:
+            frames = torch.empty(0, 3, self.image_size, self.image_size)
+            time_s = np.empty(0)
+        return VideoSample(
+            video=video,
+            frames=frames,
+            time_s=time_s,
+            input_ids=(),
+            labels=(),
+            records=(),
+            store=None if stored is not None else self.store,
+        )
+
+    def _decode(self, video: str) -> FrameBatch:
+        if is_image(video):
+            return _read_image(self.root / video)
         with open_video(self.root / video) as reader:
-            indices = sample_source_indices(reader.num_frames, reader.fps, self.sampling)
-            batch = reader.read(indices)
+            batch = reader.read(self._sampled(reader.num_frames, reader.fps))
         if len(batch.missing_source_idx):
             logger.warning("%s: %d frames missing", video, len(batch.missing_source_idx))
         if len(batch.frames) == 0:
             raise VideoError(video, "none of the sampled frames could be decoded")
-        labels = (label_frames(batch.time_s, record.spans) for record in records)
-        return VideoSample(
-            video=video,
-            pixels=preprocess_frames(batch.frames, self.image_size),
-            time_s=batch.time_s,
-            input_ids=tuple(encode_question(r.question, self.tokenizer) for r in records),
-            labels=tuple(torch.from_numpy(label).float() for label in labels),
-            records=records,
-        )
+        return batch
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
-    """Which videos each step of each process takes."""
-
-    num_videos: int
-    videos_per_step: int
-    """Per process."""
-    rank: int = 0
-    world_size: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_videos < 1:
-            raise ValueError("there is no video to train on: num_videos must be >= 1, got 0")
-
-    def places(self, step: int) -> list[int]:
-        """Places of this process's videos in step `step`, counted from 0."""
-        mine = self.rank * self.videos_per_step
-        return self.all_places(step)[mine : mine + self.videos_per_step]
-
-    def all_places(self, step: int) -> list[int]:
-        """Places of all processes' videos in a step.
-
-        They are consecutive in one endless sequence: a permutation of all videos per epoch, one
-        epoch after the other.
-        """
-        size = self.world_size * self.videos_per_step
-        return [self._place(i) for i in range(step * size, (step + 1) * size)]
-
-    def _place(self, position: int) -> int:
-        epoch, offset = divmod(position, self.num_videos)
-        shuffled = np.random.default_rng([self.seed, epoch]).permutation(self.num_videos)
-        return int(shuffled[offset])
-
-
-def iterate_batches(
-    dataset: VideoDataset, order: Order, first_step: int, num_steps: int, num_ahead: int = 2
-) -> Iterator[Batch]:
-    """Yields the batches of steps `first_step` to `num_steps - 1`, decoding ahead on a thread.
-
-    Raises:
-        VideoError: A video of the batch cannot be decoded.
-    """
-
-    def load(step: int) -> Batch:
-        places = order.places(step)
-        num_questions = dataset.count_questions(order.all_places(step))
-        return Batch(
-            step=step,
-            samples=tuple(dataset.load(place) for place in places),
-            weight=order.world_size * dataset.count_questions(places) / num_questions,
-        )
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending: deque[Future[Batch]] = deque()
-        for step in range(first_step, num_steps):
-            pending.append(pool.submit(load, step))
-            if len(pending) > num_ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+def _read_image(path: Path) -> FrameBatch:
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise VideoError(str(path), str(error).splitlines()[0]) from None
+    return FrameBatch(
+        frames=pixels[None],
+        source_idx=np.zeros(1, dtype=np.int64),
+        time_s=np.zeros(1),
+        missing_source_idx=np.empty(0, dtype=np.int64),
+        source_height=pixels.shape[0],
+        source_width=pixels.shape[1],
+    )

@@ -1,30 +1,45 @@
 """The one door to DeepSpeed: process groups, the engine, and states to resume from.
 
+A state is DeepSpeed's own, written by every process for its share. To go on with another number of
+processes it is first turned, once, into DeepSpeed's universal form, which any number can read.
+
 DeepSpeed is the real engine on a CPU too, over gloo, and needs no compiler there: its shared-memory
 collectives and its own AdamW, which it would build at first use, are switched off. It also logs to
 stdout; here stdout is for results, so its warnings, and no more, go the way of all others.
 """
 
+import json
 import logging
 import os
 import random
 import shutil
-import socket
+import subprocess
+import sys
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from itg_data.errors import ItgError
 from itg_data.files import write_atomic
 from torch import Tensor, nn
 
 from itg_train.config import EngineConfig, OptimConfig
+from itg_train.launch import find_place
 from itg_train.rundir import RunError
 
 KEPT_STATES = 2
 """States kept in a run directory: the newest, and one more in case it was cut off half-way."""
+
+PATIENCE = timedelta(days=7)
+"""How long processes wait while the first one works alone; NCCL would give up after minutes."""
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,23 +57,21 @@ class Processes:
 
 
 def join_processes(config: EngineConfig) -> Processes:
-    """Joins the processes that `torchrun` started, or makes a group of one.
+    """Joins the processes that a launcher started, or makes a group of one.
 
     Raises:
-        RunError: A GPU was asked for by name and there is none.
+        RunError: A GPU was asked for by name and there is none, or there are more processes on
+            this machine than GPUs.
     """
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
         raise RunError("engine.device is cuda, but torch finds no GPU; take auto or cpu")
     on_gpu = has_gpu and config.device != "cpu"
-    if "RANK" not in os.environ:
-        os.environ |= {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
-        }
+    try:
+        os.environ |= find_place(os.environ)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    _check_local_rank(on_gpu)
     # DeepSpeed looks for an accelerator when it is imported
     os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
     deepspeed = _import_deepspeed()
@@ -68,13 +81,25 @@ def join_processes(config: EngineConfig) -> Processes:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    global _patient
+    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     return Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+_patient: Any = None
+"""Group of all processes that waits for days and works on the CPU."""
+
+
+def _check_local_rank(on_gpu: bool) -> None:
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        raise RunError(
+            f"process {local_rank} of this machine has no GPU: torch finds "
+            f"{torch.cuda.device_count()}; start as many processes as there are GPUs"
+        )
+
+
+logger = logging.getLogger(__name__)
 
 
 def _import_deepspeed() -> Any:
@@ -83,12 +108,12 @@ def _import_deepspeed() -> Any:
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops
-        from deepspeed.utils import logger
+        from deepspeed.utils import logger as its_logger
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logger.setLevel(logging.WARNING)
-    logger.handlers.clear()
-    logger.propagate = True
+    its_logger.setLevel(logging.WARNING)
+    its_logger.handlers.clear()
+    its_logger.propagate = True
     return deepspeed
 
 
@@ -102,11 +127,12 @@ class Engine:
     """A module being trained.
 
     Args:
-        module: Its `forward` returns the loss; on the CPU, in float32.
+        module: Its `forward` returns the loss. Its `uneven_modules` are those that processes call
+            unequally often, or not at all though their parameters are used.
         groups: Optimizer groups as torch takes them, each with `lr`, the peak, and `weight_decay`.
         optim: The optimizer's other settings.
         config: Stage, type and device.
-        videos_per_step: Per process; DeepSpeed wants to know the batch size.
+        directory: Where states are; `latest` in it names the newest.
     """
 
     def __init__(
@@ -115,64 +141,169 @@ class Engine:
         groups: list[dict[str, Any]],
         optim: OptimConfig,
         config: EngineConfig,
-        videos_per_step: int,
+        directory: Path,
     ) -> None:
         deepspeed = _import_deepspeed()
+        self.directory = directory
+        self.config = config
         self.peak_lrs = [float(group["lr"]) for group in groups]
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, optim.beta2))
+        self._latest = _read_latest(directory)
+        self._reshards = bool(self._latest) and self._latest["world_size"] != dist.get_world_size()
+        fused = torch.cuda.is_available() and config.device != "cpu" and config.offload == "nothing"
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, optim.beta2), fused=fused)
         self._engine, _, _, _ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
-            config=_deepspeed_json(optim, config, videos_per_step),
+            config=_deepspeed_json(optim, config, load_universal=self._reshards),
         )
+        if config.zero_stage == 3:
+            _gather_as_a_whole(module, cast(Any, module).uneven_modules())
 
     @property
     def module(self) -> nn.Module:
         """The module as DeepSpeed holds it."""
         return self._engine.module
 
-    def train_step(self, batch: Any, lr_factor: float) -> Tensor:
-        """One forward pass, one backward pass, one update; returns the loss of this process."""
+    def train_step(self, passes: Sequence[Any], factor: float, lr_factor: float) -> Tensor:
+        """Forward and backward through every pass, then one update.
+
+        Args:
+            passes: What the module is called with, one after the other; as many in every process.
+            factor: What each loss is multiplied with.
+            lr_factor: Learning rates as a share of their peaks.
+
+        Returns:
+            The sum of this process's losses, multiplied.
+        """
+        losses: list[Tensor] = []
+        for place, each in enumerate(passes):
+            self._engine.set_gradient_accumulation_boundary(place == len(passes) - 1)
+            loss = self._engine(each) * factor
+            self._engine.backward(loss, scale_wrt_gas=False)
+            losses.append(loss.detach())
         for group, peak in zip(self._engine.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * lr_factor
-        loss = self._engine(batch)
-        self._engine.backward(loss)
         self._engine.step()
-        return loss.detach()
+        return torch.stack(losses).sum()
 
     def grad_norm(self) -> float | None:
         """Norm of the last step's gradients before clipping; None where DeepSpeed has not said."""
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def save_state(self, directory: Path, step: int) -> None:
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Gives every process all parameters in full, also where they are divided (stage 3)."""
+        if self.config.zero_stage < 3:
+            yield
+            return
+        with _import_deepspeed().zero.GatheredParameters(list(self.module.parameters())):
+            yield
+
+    def save_state(self, step: int) -> None:
         """Saves weights and optimizer after `step` steps, and drops states of long ago.
 
         The file `latest` names the state, in one move, after every process has written its part:
         a process killed in between leaves the one before in force.
+
+        Raises:
+            RunError: The disk is full, or cannot be written to; the state before stays in force.
         """
         tag = f"step-{step}"
-        self._engine.save_checkpoint(
-            # not by DeepSpeed, which would leave `latest` empty for a moment
-            str(directory),
-            tag=tag,
-            client_state={"step": step},
-            save_latest=False,
-        )
+        try:
+            self._engine.save_checkpoint(
+                # `latest` not by DeepSpeed, which would leave it empty for a moment
+                str(self.directory),
+                tag=tag,
+                client_state={"step": step},
+                save_latest=False,
+                exclude_frozen_parameters=True,
+            )
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as an error of its zip writer
+            raise RunError(
+                f"{self.directory / tag}: the state of step {step} cannot be written "
+                f"({str(error).splitlines()[0]}); is the disk full? The state before it is whole"
+            ) from error
         if dist.get_rank() == 0:
-            write_atomic(directory / "latest", tag)
-            saved = sorted(directory.glob("step-*"), key=lambda path: int(path.name[5:]))
+            latest = {"tag": tag, "step": step, "world_size": dist.get_world_size()}
+            write_atomic(self.directory / "latest", json.dumps(latest) + "\n")
+            saved = sorted(self.directory.glob("step-*"), key=_step_of)
             for outdated in saved[:-KEPT_STATES]:
                 shutil.rmtree(outdated)
 
-    def load_state(self, directory: Path) -> int:
-        """Restores the newest state and gives the number of steps done; 0 where there is none."""
-        if not (directory / "latest").exists():
+    def load_state(self) -> int:
+        """Restores the newest state and gives the number of steps done; 0 where there is none.
+
+        Raises:
+            RunError: The state cannot be loaded.
+        """
+        if not self._latest:
             return 0
-        path, client_state = self._engine.load_checkpoint(str(directory))
+        tag = self._latest["tag"]
+        if self._reshards:
+            first_does(lambda: _make_universal(self.directory, tag))
+            tag = _universal(tag)
+        path, _ = self._engine.load_checkpoint(
+            str(self.directory), tag=tag, load_module_strict=False
+        )
         if path is None:
-            raise RuntimeError(f"{directory}: the state named in `latest` cannot be loaded")
-        return int(client_state["step"])
+            raise RunError(f"{self.directory / tag}: the state cannot be loaded")
+        return int(self._latest["step"])
+
+
+def _gather_as_a_whole(module: nn.Module, parts: Sequence[nn.Module]) -> None:
+    """Lets stage 3 gather parts at the start of a module's forward pass, not at each call of them.
+
+    Gathering needs all processes, so what they call unequally often would leave them waiting for
+    one another; DeepSpeed also compares the order of calls among them.
+    """
+    zero = _import_deepspeed().zero
+    for part in parts:
+        for parameter in part.parameters():
+            zero.register_external_parameter(module, parameter)
+        for called in part.modules():
+            called._forward_pre_hooks.clear()
+            called._forward_hooks.clear()
+
+
+def _read_latest(directory: Path) -> dict[str, Any]:
+    path = directory / "latest"
+    if not path.exists():
+        return {}
+    try:
+        latest = json.loads(path.read_text(encoding="utf-8"))
+        return {"tag": f"step-{int(latest['step'])}"} | latest
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: cannot be read: {error!r}") from None
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-").removesuffix("-universal"))
+
+
+def _universal(tag: str) -> str:
+    return f"{tag}-universal"
+
+
+def _make_universal(directory: Path, tag: str) -> None:
+    """Converts a state with DeepSpeed's own program, in a process of its own, unless it is done."""
+    target = directory / _universal(tag)
+    if target.exists():
+        return
+    staging = directory / f".{tag}-universal"
+    shutil.rmtree(staging, ignore_errors=True)
+    logger.info("converting the state %s for another number of processes", directory / tag)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(directory / tag), "--output_folder", str(staging)]
+    command += ["--inject_missing_state"]
+    # its own processes must not take themselves for a part of this group
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise RunError(f"{directory / tag}: cannot be converted for other processes: {reason}")
+    staging.rename(target)
 
 
 def mean_over_processes(value: Tensor) -> float:
@@ -182,9 +313,37 @@ def mean_over_processes(value: Tensor) -> float:
     return float(total) / dist.get_world_size()
 
 
+def gather_from_all(value: ResultT) -> list[ResultT]:
+    """Every process's value, by rank; any Python object, waiting as long as it takes."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_patient)
+    return values
+
+
 def wait_for_all() -> None:
-    """Returns when every process has come here."""
-    dist.barrier()
+    """Returns when every process has come here, however long that takes."""
+    dist.barrier(group=_patient)
+
+
+def first_does(work: Callable[[], object]) -> None:
+    """Does something in the first process while the others wait, however long it takes.
+
+    Raises:
+        ItgError: What the first process met; there alone, while the others end in silence.
+        OSError: Likewise.
+    """
+    failure: BaseException | None = None
+    if dist.get_rank() == 0:
+        try:
+            work()
+        except (ItgError, OSError) as error:
+            failure = error
+    failed = [failure is not None]
+    dist.broadcast_object_list(failed, src=0, group=_patient)
+    if failure is not None:
+        raise failure
+    if failed[0]:
+        raise SystemExit(2)
 
 
 def leave_processes() -> None:
@@ -193,14 +352,33 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def _deepspeed_json(optim: OptimConfig, config: EngineConfig, videos: int) -> dict[str, Any]:
+def _deepspeed_json(
+    optim: OptimConfig, config: EngineConfig, *, load_universal: bool
+) -> dict[str, Any]:
+    on_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "overlap_comm": torch.cuda.is_available(),
+        "contiguous_gradients": True,
+    }
+    if config.zero_stage == 3:
+        # it looks ahead by the calls of steps before, which differ among processes here
+        zero["stage3_prefetch_bucket_size"] = 0
+    if config.offload != "nothing":
+        zero["offload_optimizer"] = on_cpu
+    if config.offload == "parameters":
+        zero["offload_param"] = on_cpu
     return {
-        "train_micro_batch_size_per_gpu": videos,
+        # passes vary in size and number; the engine is told when the last one comes
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optim.max_grad_norm,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": zero,
         "bf16": {"enabled": config.dtype == "bfloat16"},
-        # any torch optimizer may be divided by ZeRO; DeepSpeed only vouches for its own
+        # any torch optimizer may be divided or offloaded; DeepSpeed only vouches for its own,
+        # which it would have to compile
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "checkpoint": {"load_universal": load_universal},
         "steps_per_print": 10**9,
     }

@@ -1,25 +1,27 @@
-"""Training, readable from top to bottom: resume, step, save."""
+"""Training, readable from top to bottom: resume, step, measure, save, export."""
 
-import json
-import math
-import time
-from typing import TextIO
-
+import torch
 from itg_data.progress import show_progress
+from itg_model import weights
 from itg_model.model import FrameGroundingModel
 
-from itg_train.config import OptimConfig, TrainConfig
-from itg_train.dataset import Order, iterate_batches
-from itg_train.engine import Engine, Processes, mean_over_processes, seed_everything, wait_for_all
-from itg_train.loss import GroundingLoss, group_parameters
+from itg_train.build import build
+from itg_train.config import TrainConfig
+from itg_train.engine import Engine, Processes, gather_from_all, wait_for_all
+from itg_train.evaluate import Summary, evaluate, summarize
+from itg_train.loader import Planner, iterate_steps
+from itg_train.measure import StepTimer
+from itg_train.metrics import open_metrics
+from itg_train.order import Order
+from itg_train.parameters import merged_state
 from itg_train.prepare import Prepared
-from itg_train.rundir import RunDir, RunError
+from itg_train.rundir import RunDir
 
 
 def train(
     config: TrainConfig, processes: Processes, prepared: Prepared, run_dir: RunDir
-) -> FrameGroundingModel:
-    """Trains from the start or from the newest state, and writes the checkpoint.
+) -> Summary:
+    """Trains from the start or from the newest state, writes the checkpoint and measures it.
 
     Args:
         config: The run.
@@ -28,85 +30,109 @@ def train(
         run_dir: Where states, metrics and the checkpoint go.
 
     Returns:
-        The trained grounder.
+        Quality on the held-out split, as `evaluate.summarize` gives it.
+
+    Raises:
+        RunError: The loss is no longer a number, or memory or disk is full.
     """
-    model, engine = build(config)
-    first_step = engine.load_state(run_dir.state)
-    if processes.is_first:
-        run_dir.cut_metrics(first_step)
-    order = Order(
-        num_videos=len(prepared.train),
-        videos_per_step=config.videos_per_step,
-        rank=processes.rank,
-        world_size=processes.world_size,
-        seed=config.seed,
+    model, engine = build(config, processes, prepared, run_dir)
+    first_step = engine.load_state()
+    planner = make_planner(config, processes.world_size, prepared)
+    batches = iterate_steps(
+        planner,
+        processes.rank,
+        first_step,
+        config.num_steps,
+        config.data.num_workers,
+        pin=processes.device.type == "cuda",
     )
-    batches = iterate_batches(prepared.train, order, first_step, config.num_steps)
+    timer = StepTimer(config, processes, engine)
     progress = show_progress(
         "training", config.num_steps, unit="steps", quiet=not processes.is_first
     )
-    with progress as advance, run_dir.metrics.open("a", encoding="utf-8") as metrics:
-        # from here, not from when the batch is there: waiting for frames counts as well
-        started_s = time.perf_counter()
+    writing = open_metrics(run_dir, config, first_step, is_first=processes.is_first)
+    with progress as advance, writing as writer:
         for batch in batches:
-            step = batch.step
-            lr_factor = scale_learning_rate(step, config.num_steps, config.optim)
-            loss = mean_over_processes(engine.train_step(batch, lr_factor))
-            if not math.isfinite(loss):
-                raise RunError(f"loss is {loss} at step {step}; lower optim.lr")
-            num_questions = prepared.train.count_questions(order.all_places(step))
-            rate = num_questions / (time.perf_counter() - started_s)
-            if processes.is_first:
-                _write_line(metrics, step, loss, lr_factor * config.optim.lr, engine, rate)
-            advance(step + 1, f"loss {loss:.4f}, {rate:.0f} samples/s")
-            if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:
-                engine.save_state(run_dir.state, step + 1)
-            started_s = time.perf_counter()
-    if processes.is_first:
-        model.save_pretrained(run_dir.checkpoint)
-        prepared.tokenizer.save_pretrained(run_dir.checkpoint)
-    wait_for_all()
-    return model
+            metrics = timer.take(batch)
+            if writer:
+                writer.write(metrics)
+            done = batch.step + 1
+            advance(done, f"loss {metrics.loss:.4f}, {metrics.samples_per_s:.3g} samples/s")
+            if config.validate_every and done % config.validate_every == 0:
+                measured = measure_heldout(config, processes, engine, model, prepared)
+                if writer and measured:
+                    writer.write_validation(done, measured["all"]["grounder"])
+            if done % config.save_every == 0 or done == config.num_steps:
+                engine.save_state(done)
+            # from here, not from when the batch is there: waiting for frames counts as well
+            timer.restart()
+    if prepared.train.store is not None:
+        prepared.train.store.finish()
+    export(config, processes, engine, model, prepared, run_dir)
+    return measure_heldout(config, processes, engine, model, prepared)
 
 
-def build(config: TrainConfig) -> tuple[FrameGroundingModel, Engine]:
-    """Builds the grounder from the seed, and the engine that trains it."""
-    seed_everything(config.seed)
-    model = FrameGroundingModel(config.model).train()
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    side_seed = config.seed if config.random_pooled_side else None
-    module = GroundingLoss(model, config.train_tower, side_seed, config.frame_chunk)
-    groups = group_parameters(model, config.optim)
-    engine = Engine(module, groups, config.optim, config.engine, config.videos_per_step)
-    return model, engine
+def make_planner(config: TrainConfig, num_processes: int, prepared: Prepared) -> Planner:
+    """Says what each step holds and who learns which part of it."""
+    return Planner(
+        dataset=prepared.train,
+        order=Order(
+            num_groups=len(prepared.train),
+            groups_per_step=config.groups_per_step,
+            seed=config.seed,
+        ),
+        model=config.model,
+        num_processes=num_processes,
+        tokens_per_pass=config.tokens_per_pass,
+        side_seed=config.seed if config.random_pooled_side else None,
+    )
 
 
-def scale_learning_rate(step: int, num_steps: int, optim: OptimConfig) -> float:
-    """The learning rate of a step as a share of its peak: a linear rise, then half a cosine.
+def measure_heldout(
+    config: TrainConfig,
+    processes: Processes,
+    engine: Engine,
+    model: FrameGroundingModel,
+    prepared: Prepared,
+) -> Summary:
+    """Measures the held-out split, shared among the processes; empty where there is none."""
+    places = range(processes.rank, len(prepared.heldout), processes.world_size)
+    showing = show_progress(
+        "held-out split", len(places), unit="videos", quiet=not processes.is_first
+    )
+    whole = whole_model(config, engine, model)
+    with showing as advance:
+        values = evaluate(whole, prepared.heldout, config.seed, advance, config.frame_chunk, places)
+    return summarize(gather_from_all(values))
 
-    Args:
-        step: 0..num_steps - 1.
-        num_steps: Length of the run.
-        optim: Warm-up and final share.
-    """
-    num_warmup = math.ceil(optim.warmup_ratio * num_steps)
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return optim.final_lr_ratio + (1 - optim.final_lr_ratio) * cosine
+
+def whole_model(
+    config: TrainConfig, engine: Engine, model: FrameGroundingModel
+) -> FrameGroundingModel:
+    """The grounder as one process can run it by itself: a copy, where its parts are divided."""
+    if config.engine.zero_stage < 3:
+        return model
+    with engine.gathered():
+        state = {name: tensor.clone() for name, tensor in merged_state(model).items()}
+    with torch.device("meta"):
+        whole = FrameGroundingModel(config.model)
+    whole.load_state_dict(state, assign=True)
+    whole.stacks("loaded")[0].reset_position_ids(model.device)
+    return whole
 
 
-def _write_line(
-    metrics: TextIO, step: int, loss: float, lr: float, engine: Engine, rate: float
+def export(
+    config: TrainConfig,
+    processes: Processes,
+    engine: Engine,
+    model: FrameGroundingModel,
+    prepared: Prepared,
+    run_dir: RunDir,
 ) -> None:
-    line = {
-        "step": step,
-        "loss": loss,
-        "lr": lr,
-        "grad_norm": engine.grad_norm(),
-        "samples_per_s": round(rate, 2),
-    }
-    metrics.write(json.dumps(line) + "\n")
-    metrics.flush()
+    """Writes the grounder in the published form, which the reference's loader reads as well."""
+    with engine.gathered():
+        if processes.is_first:
+            state = merged_state(model)
+            weights.write_checkpoint(run_dir.checkpoint, config.model, state, published=True)
+            prepared.tokenizer.save_pretrained(run_dir.checkpoint)
+    wait_for_all()

@@ -1,26 +1,26 @@
-"""The data set of a run, ready to be learnt from: written if need be, split, encoded."""
+"""What a run learns from, ready: records read, videos looked at and grouped, a tokenizer."""
 
-import hashlib
-import json
 import logging
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from itg_data.jsonl import read_jsonl
-from itg_data.progress import show_progress
-from itg_data.records import GroundingRecord
-from itg_data.synthetic import load_or_write_dataset
-from itg_data.synthetic.script import GENERATOR_VERSION
+from itg_model.processing import load_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from itg_train.config import DataConfig, TrainConfig
+from itg_train.config import TrainConfig
 from itg_train.dataset import VideoDataset
-from itg_train.engine import Processes, wait_for_all
+from itg_train.engine import Processes, first_does
+from itg_train.features import FeatureStore
+from itg_train.grounding import GroundingTask
+from itg_train.index import VideoFacts, index_videos
 from itg_train.rundir import RunError
+from itg_train.sources import Record, Records, load_records
 from itg_train.tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
+
+NAMED_VIDEOS = 10
+"""Unreadable videos that are named in the log; the index names them all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,48 +33,77 @@ class Prepared:
 
 
 def prepare(config: TrainConfig, processes: Processes) -> Prepared:
-    """Gets the data ready; where it must be written first, the first process does so.
+    """Gets the data ready; what is written or looked at, the first process does alone.
 
     Raises:
-        RunError: A split has no video that can be read.
+        RunError: There is no video to learn from.
         RecordError: A line of the records is not what it should be.
     """
+    first_does(lambda: _look(config, load_records(config.data)))
+    records = load_records(config.data)
+    facts = _look(config, records)
+    tokenizer = _get_tokenizer(config, records.train)
+    train, heldout = (
+        _make_dataset(config, records, of_split, facts, tokenizer)
+        for of_split in (records.train, records.heldout)
+    )
     if processes.is_first:
-        _load_records(config.data)
-    wait_for_all()
-    root, records = _load_records(config.data)
-    splits = {name: [r for r in records if r.split == name] for name in ("train", "heldout")}
-    questions = (record.question for record in splits["train"])
-    tokenizer = train_tokenizer(questions, config.model.text.vocab_size)
-    datasets: dict[str, VideoDataset] = {}
-    for name, of_split in splits.items():
-        datasets[name] = VideoDataset(
-            of_split,
-            root,
-            tokenizer,
-            config.model.vision.image_size,
-            config.data.sampling,
-            config.data.cache_mib * 2**20,
+        _report_dropped("train", train)
+        _report_dropped("heldout", heldout)
+    if len(train) == 0:
+        name, reason = next(iter(train.dropped.items()))
+        raise RunError(
+            f"none of the {len(train.dropped)} videos under {records.root} can be read; "
+            f"{name}: {reason}"
         )
-        num_dropped = len(datasets[name].drop_unreadable())
-        if num_dropped and processes.is_first:
-            logger.warning("%s: %d videos dropped", name, num_dropped)
-        if len(datasets[name]) == 0:
-            raise RunError(f"{root}: the split {name!r} has no video that can be read")
-    return Prepared(train=datasets["train"], heldout=datasets["heldout"], tokenizer=tokenizer)
+    return Prepared(train=train, heldout=heldout, tokenizer=tokenizer)
 
 
-def _load_records(data: DataConfig) -> tuple[Path, list[GroundingRecord]]:
-    if data.root is not None:
-        return data.root, list(read_jsonl(data.root / "records.jsonl", GroundingRecord))
-    described = json.dumps([GENERATOR_VERSION, asdict(data.synthetic)], sort_keys=True)
-    root = data.cache_dir / f"scripted-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
-    total = data.synthetic.num_train + data.synthetic.num_heldout
-    with show_progress("scripted videos", total, unit="videos") as advance:
-        records = load_or_write_dataset(
-            root,
-            data.synthetic,
-            num_workers=min(8, os.cpu_count() or 1),
-            progress=lambda done, _: advance(done, ""),
+def attach_store(prepared: Prepared, store: FeatureStore) -> None:
+    """Lets both splits read and keep the tower's features."""
+    prepared.train.store = prepared.heldout.store = store
+
+
+def _look(config: TrainConfig, records: Records) -> dict[str, VideoFacts]:
+    videos = [record.video for record in (*records.train, *records.heldout) if record.video]
+    return index_videos(records.root, videos, config.data.cache_dir, config.data.num_workers)
+
+
+def _get_tokenizer(config: TrainConfig, records: Sequence[Record]) -> PreTrainedTokenizerBase:
+    if config.start.checkpoint is None:
+        tokenizer = train_tokenizer(
+            (record.question for record in records), config.model.text.vocab_size
         )
-    return root, records
+    else:
+        tokenizer = load_tokenizer(config.start.checkpoint)
+    if config.data.pad_token_id is not None:
+        tokenizer.pad_token_id = config.data.pad_token_id
+    return tokenizer
+
+
+def _make_dataset(
+    config: TrainConfig,
+    records: Records,
+    of_split: Sequence[Record],
+    facts: dict[str, VideoFacts],
+    tokenizer: PreTrainedTokenizerBase,
+) -> VideoDataset:
+    data = config.data
+    return VideoDataset(
+        of_split,
+        records.root,
+        facts,
+        GroundingTask(tokenizer),
+        config.model.vision.image_size,
+        data.sampling,
+        data.cache_mib * 2**20,
+        data.questions_per_group,
+    )
+
+
+def _report_dropped(split: str, dataset: VideoDataset) -> None:
+    if not dataset.dropped:
+        return
+    for video, reason in list(dataset.dropped.items())[:NAMED_VIDEOS]:
+        logger.warning("%s: dropped with its questions: %s: %s", split, video, reason)
+    logger.warning("%s: %d videos dropped", split, len(dataset.dropped))

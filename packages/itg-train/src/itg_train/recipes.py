@@ -1,12 +1,19 @@
 """Named runs: functions that return a whole config. A lasting variant is a recipe of its own."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from itg_data.sampling import SamplingConfig
 from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
 
-from itg_train.config import DataConfig, OptimConfig, TrainConfig
+from itg_train.config import (
+    DataConfig,
+    EngineConfig,
+    OptimConfig,
+    TrainableConfig,
+    TrainConfig,
+)
 
 
 def scripted_small() -> TrainConfig:
@@ -41,16 +48,110 @@ def scripted_small() -> TrainConfig:
             tokenizer_model_max_length=1024,
         ),
         data=DataConfig(sampling=SamplingConfig(max_frames=192)),
+        trainable=TrainableConfig(tower=True),
         optim=OptimConfig(
             lr=2e-3, final_lr_ratio=0.05, weight_decay=0.01, beta2=0.98, max_grad_norm=1.0
         ),
         num_steps=500,
-        videos_per_step=2,
-        train_tower=True,
+        groups_per_step=2,
         frame_chunk=64,
         save_every=200,
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"scripted-small": scripted_small}
+def videoitg_7b() -> TrainConfig:
+    """The reference's grounding stage: 7B parameters, one epoch of its 474k questions.
+
+    What it needs: `--data.root` (the folder of the videos), `--data.annotations
+    video_itg_data.json`, and `--start.checkpoint` (the Video LLM to start from). As there, each
+    question is decoded by itself, a step learns from 128 of them, nothing is clipped, and the
+    pooled side is drawn. Its learning rate of the head reaches the projector as well, because it
+    finds the head by a substring; that is said here in so many words. Labels are `frame_num`, which
+    its code would not read from the published file. The rate warms up from 1/n of its peak, not
+    from 0, so that no step is lost.
+    """
+    return TrainConfig(
+        run_dir=Path("runs/videoitg-7b"),
+        model=FrameGroundingConfig(),
+        data=DataConfig(
+            sampling=SamplingConfig(max_frames=1024),
+            questions_per_group=1,
+            pad_token_id=0,
+            num_workers=6,
+        ),
+        optim=OptimConfig(lr=2e-5, head_lr=2e-4, projector_lr=2e-4, warmup_ratio=0.05),
+        engine=EngineConfig(dtype="bfloat16", recompute="everything"),
+        num_steps=3706,
+        groups_per_step=128,
+        tokens_per_pass=20480,
+        random_pooled_side=True,
+        frame_chunk=64,
+        save_every=500,
+    )
+
+
+def videoitg_7b_grouped() -> TrainConfig:
+    """As videoitg-7b, with up to 8 questions of a video in a step and less recomputation.
+
+    A video is decoded and passes the tower once for all of them: a step learns from at most 128
+    questions about 16 videos, where the reference's are about 128. 5300 steps are about an epoch.
+    """
+    base = videoitg_7b()
+    return replace(
+        base,
+        run_dir=Path("runs/videoitg-7b-grouped"),
+        data=replace(base.data, questions_per_group=8, num_heldout=256),
+        engine=replace(base.engine, recompute="elementwise"),
+        num_steps=5300,
+        groups_per_step=16,
+        validate_every=500,
+    )
+
+
+def videoitg_7b_lora() -> TrainConfig:
+    """As videoitg-7b-grouped, with low-rank updates of the trunk: fits one GPU of 80 GB."""
+    base = videoitg_7b_grouped()
+    return replace(
+        base,
+        run_dir=Path("runs/videoitg-7b-lora"),
+        trainable=TrainableConfig(trunk="lora", embeddings=False),
+        optim=replace(base.optim, lr=2e-4),
+    )
+
+
+def videoitg_7b_head() -> TrainConfig:
+    """As videoitg-7b-grouped, with nothing but the scoring head learning: a baseline."""
+    base = videoitg_7b_grouped()
+    return replace(
+        base,
+        run_dir=Path("runs/videoitg-7b-head"),
+        trainable=TrainableConfig(trunk="frozen", embeddings=False, projector=False),
+        engine=replace(base.engine, recompute="nothing"),
+        optim=replace(base.optim, head_lr=1e-3),
+    )
+
+
+def videoitg_7b_one_gpu() -> TrainConfig:
+    """As videoitg-7b-grouped, arranged so that one GPU of 141 GB holds all of it."""
+    base = videoitg_7b_grouped()
+    return replace(
+        base,
+        run_dir=Path("runs/videoitg-7b-one-gpu"),
+        engine=replace(base.engine, recompute="everything", max_group_numel=300_000_000),
+        tokens_per_pass=17408,
+    )
+
+
+def _named(*recipes: Callable[[], TrainConfig]) -> dict[str, Callable[[], TrainConfig]]:
+    return {recipe.__name__.replace("_", "-"): recipe for recipe in recipes}
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = _named(
+    scripted_small,
+    videoitg_7b,
+    videoitg_7b_grouped,
+    videoitg_7b_lora,
+    videoitg_7b_head,
+    videoitg_7b_one_gpu,
+)
 """What `itg-train NAME` can run; the first is what it runs without a name."""

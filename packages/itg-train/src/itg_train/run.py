@@ -5,6 +5,7 @@ import logging
 from itg_train import engine
 from itg_train.config import TrainConfig
 from itg_train.loop import train
+from itg_train.metrics import check_wandb
 from itg_train.prepare import prepare
 from itg_train.rundir import RunDir
 from itg_train.showcase import show_results
@@ -13,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(recipe: str, config: TrainConfig) -> str:
-    """Trains, evaluates and selects.
+    """Trains, measures and selects.
 
     Args:
         recipe: Name of the recipe that the config came from; goes into the run's folder.
@@ -25,18 +26,18 @@ def run(recipe: str, config: TrainConfig) -> str:
     Raises:
         RunError: The run's folder is another run's, or there is nothing to learn from.
     """
+    check_wandb(config)
     processes = engine.join_processes(config.engine)
     try:
         run_dir = RunDir(config.run_dir)
-        if processes.is_first:
-            run_dir.check(recipe, config, processes.world_size)
-        engine.wait_for_all()
+        engine.first_does(lambda: run_dir.check(recipe, config))
         prepared = prepare(config, processes)
         # only now: a run that finds no data should not bar the folder to the corrected command
+        engine.first_does(lambda: run_dir.claim(recipe, config))
+        report = train(config, processes, prepared, run_dir)
+        text = ""
         if processes.is_first:
-            run_dir.claim(recipe, config, processes.world_size)
-        model = train(config, processes, prepared, run_dir)
-        text = show_results(config, model, prepared, run_dir) if processes.is_first else ""
+            text = show_results(config, processes, prepared, run_dir, report)
         engine.wait_for_all()
     finally:
         engine.leave_processes()

@@ -1,16 +1,16 @@
 """The folder of a run: what was asked for, by which code, what happened, what came out.
 
-    config.json      the whole config, the recipe it came from, the number of processes
+    config.json      the whole config and the recipe it came from
     provenance.json  code version, package versions, machine
-    metrics.jsonl    one line per step
+    metrics.jsonl    one line per step and per measurement on the held-out split
+    tensorboard/     the same as curves
     state/           DeepSpeed's own files, to resume from
     checkpoint/      the trained grounder: config, safetensors, tokenizer
     heldout.json     quality on the held-out split
     selection.json   frames chosen from one held-out video; report.html and scores.png show it
 
-A folder belongs to one config and one number of processes, which decides what a step learns from.
-Started again with the same ones, an unfinished run goes on; with others it is refused, because its
-results would be of neither.
+A folder belongs to one config. Started again with the same one, an unfinished run goes on, with
+any number of processes; with another it is refused, because its results would be of neither.
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ _PACKAGES = (
     "torch",
     "transformers",
     "deepspeed",
+    "peft",
     "triton",
     "numpy",
     "av",
@@ -58,6 +59,7 @@ class RunDir:
         self.config = root / "config.json"
         self.provenance = root / "provenance.json"
         self.metrics = root / "metrics.jsonl"
+        self.tensorboard = root / "tensorboard"
         self.state = root / "state"
         self.checkpoint = root / "checkpoint"
         self.heldout = root / "heldout.json"
@@ -65,7 +67,7 @@ class RunDir:
         self.picture = root / "scores.png"
         self.report = root / "report.html"
 
-    def check(self, recipe: str, config: TrainConfig, num_processes: int) -> None:
+    def check(self, recipe: str, config: TrainConfig) -> None:
         """Makes the folder if need be, and confirms that this run may have it.
 
         Raises:
@@ -73,7 +75,7 @@ class RunDir:
                 made.
         """
         if self.config.exists():
-            found, described = _read_json(self.config), _describe(recipe, config, num_processes)
+            found, described = _read_json(self.config), _describe(recipe, config)
             if found != described:
                 changed = _first_difference(found, described)
                 raise RunError(
@@ -89,18 +91,18 @@ class RunDir:
         except OSError as error:
             raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
 
-    def claim(self, recipe: str, config: TrainConfig, num_processes: int) -> None:
+    def claim(self, recipe: str, config: TrainConfig) -> None:
         """Makes the folder this run's own, unless it is already.
 
         Raises:
             RunError: As `check`, or the folder cannot be written to.
         """
-        self.check(recipe, config, num_processes)
+        self.check(recipe, config)
         if self.config.exists():
             return
         try:
             write_json(self.provenance, describe_origin())
-            write_json(self.config, _describe(recipe, config, num_processes))
+            write_json(self.config, _describe(recipe, config))
         except OSError as error:
             raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
 
@@ -123,8 +125,8 @@ def write_json(path: Path, data: Any) -> None:
     write_atomic(path, json.dumps(data, indent=2) + "\n")
 
 
-def _describe(recipe: str, config: TrainConfig, num_processes: int) -> dict[str, Any]:
-    return {"recipe": recipe, "num_processes": num_processes, "config": to_plain(config)}
+def _describe(recipe: str, config: TrainConfig) -> dict[str, Any]:
+    return {"recipe": recipe, "config": to_plain(config)}
 
 
 def to_plain(value: Any) -> Any:

@@ -1,40 +1,45 @@
 """After training: quality on the held-out split, and one selection to look at."""
 
+from typing import cast
+
 from itg_data.metrics import num_selected
-from itg_data.progress import show_progress
-from itg_data.records import FrameSelection, to_json
+from itg_data.records import FrameSelection, GroundingRecord, to_json
 from itg_data.timeline import Thumbnails
 from itg_model.grounder import FrameGrounder
-from itg_model.model import FrameGroundingModel
 from itg_model.plot import draw_selection
 from itg_model.report import write_report
 
 from itg_train.config import TrainConfig
-from itg_train.evaluate import evaluate, format_table
+from itg_train.engine import Processes
+from itg_train.evaluate import Summary, format_table
 from itg_train.prepare import Prepared
 from itg_train.rundir import RunDir, write_json
 
 
 def show_results(
-    config: TrainConfig, model: FrameGroundingModel, prepared: Prepared, run_dir: RunDir
+    config: TrainConfig,
+    processes: Processes,
+    prepared: Prepared,
+    run_dir: RunDir,
+    report: Summary,
 ) -> str:
-    """Measures, selects, writes both down, and says in words what there is now.
+    """Writes the measurements down, selects, and says in words what there is now.
 
     The video shown is the first of the held-out split and the question its first: whatever the
     grounder makes of it, not the best of many.
     """
-    with show_progress("held-out split", len(prepared.heldout), unit="videos") as advance:
-        report = evaluate(model, prepared.heldout, config.seed, advance)
     write_json(run_dir.heldout, report)
-    record = prepared.heldout.by_video[prepared.heldout.videos[0]][0]
+    if not prepared.heldout.groups:
+        return f"The trained grounder: {run_dir.checkpoint} (no video was held out to measure it)"
+    group = prepared.heldout.groups[0]
+    record = cast(GroundingRecord, group.records[0])
     video = prepared.heldout.root / record.video
-    grounder = FrameGrounder.from_pretrained(run_dir.checkpoint, device=str(model.device))
-    num_sampled = len(prepared.heldout.load(0).time_s)
+    grounder = FrameGrounder.from_pretrained(run_dir.checkpoint, device=str(processes.device))
     thumbnails = Thumbnails()
     selection = grounder.select(
         video,
         record.question,
-        top_k=num_selected(num_sampled, 0.1),
+        top_k=num_selected(group.num_frames, 0.1),
         sampling=config.data.sampling,
         on_frames=thumbnails.add,
     )
@@ -51,7 +56,7 @@ def _describe(run_dir: RunDir, table: str, selection: FrameSelection) -> str:
         for frame in selection.selected
     )
     return f"""\
-Held-out videos, whose combinations never occur in training:
+Held-out videos:
 
 {table}
 

@@ -1,0 +1,129 @@
+"""How a step went: its loss, and what it cost all processes together."""
+
+import resource
+import time
+from dataclasses import dataclass
+
+import torch
+from itg_model.model import VIDEO_TOKEN_ID
+from torch import Tensor
+
+from itg_train.config import TrainConfig
+from itg_train.engine import Engine, Processes, gather_from_all, mean_over_processes
+from itg_train.flops import ForwardFlops, peak_flops, training_factors
+from itg_train.loader import StepBatch
+from itg_train.metrics import StepMetrics
+from itg_train.rundir import RunError
+from itg_train.schedule import scale_learning_rate
+
+
+@dataclass(frozen=True, slots=True)
+class StepCount:
+    """What a step holds, of one process or of all."""
+
+    questions: int = 0
+    tokens: int = 0
+    """Through the trunk."""
+    flops: float = 0.0
+    """Of the model's own operations, gradients included."""
+    skipped: int = 0
+
+    def __add__(self, other: "StepCount") -> "StepCount":
+        return StepCount(
+            self.questions + other.questions,
+            self.tokens + other.tokens,
+            self.flops + other.flops,
+            self.skipped + other.skipped,
+        )
+
+
+def count_step(config: TrainConfig, batch: StepBatch, *, causal: bool = False) -> StepCount:
+    """Counts what one process's batch holds."""
+    forward = ForwardFlops(config.model, causal)
+    trunk_factor, tower_factor = training_factors(config.trainable)
+    num_tokens, flops = 0, 0.0
+    for sample in (sample for each in batch.passes for sample in each.samples):
+        num_frames = len(sample.frames)
+        if num_frames and not sample.has_features:
+            flops += tower_factor * forward.tower(num_frames)
+        for ids, side in zip(sample.input_ids, sample.sides, strict=True):
+            num_seen = num_frames * side**2
+            length = num_seen + int((ids != VIDEO_TOKEN_ID).sum())
+            num_tokens += length
+            flops += trunk_factor * (forward.trunk(length) + forward.projector(num_seen))
+    return StepCount(batch.num_questions, num_tokens, flops, len(batch.skipped))
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory held so far: on a GPU, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class StepTimer:
+    """Takes steps and says how they went.
+
+    Args:
+        config: The run.
+        processes: Who trains together.
+        engine: What learns.
+    """
+
+    def __init__(self, config: TrainConfig, processes: Processes, engine: Engine) -> None:
+        self.config = config
+        self.processes = processes
+        self.engine = engine
+        gpu = torch.cuda.get_device_name() if processes.device.type == "cuda" else None
+        self._peak_flops = peak_flops(gpu)
+        self._started_s = time.perf_counter()
+
+    def restart(self) -> None:
+        """Begins a step: from here on its batch is waited for."""
+        self._started_s = time.perf_counter()
+
+    def take(self, batch: StepBatch) -> StepMetrics:
+        """Learns from a batch.
+
+        Raises:
+            RunError: The loss is no longer a number, or memory is full.
+        """
+        loaded_s = time.perf_counter()
+        config, processes = self.config, self.processes
+        total = sum(gather_from_all(count_step(config, batch)), StepCount())
+        lr_factor = scale_learning_rate(batch.step, config.num_steps, config.optim)
+        # the mean over processes of their sums, so weighted, is the mean over all questions
+        factor = processes.world_size / max(1, total.questions)
+        loss = mean_over_processes(self._learn(batch, factor, lr_factor))
+        if not loss == loss or abs(loss) == float("inf"):
+            raise RunError(f"loss is {loss} at step {batch.step}; lower optim.lr")
+        ended_s = time.perf_counter()
+        taken_s = ended_s - self._started_s
+        peak = self._peak_flops and self._peak_flops * processes.world_size
+        return StepMetrics(
+            step=batch.step,
+            loss=loss,
+            lr=lr_factor * config.optim.lr,
+            grad_norm=self.engine.grad_norm(),
+            samples=total.questions,
+            skipped=total.skipped,
+            s_per_step=taken_s,
+            samples_per_s=total.questions / taken_s,
+            tokens_per_s=total.tokens / taken_s,
+            mfu=peak and total.flops / taken_s / peak,
+            data_wait=(loaded_s - self._started_s) / taken_s,
+            peak_gib=peak_memory_gib(processes.device),
+        )
+
+    def _learn(self, batch: StepBatch, factor: float, lr_factor: float) -> Tensor:
+        try:
+            return self.engine.train_step(batch.passes, factor, lr_factor)
+        except torch.cuda.OutOfMemoryError as error:
+            engine = self.config.engine
+            raise RunError(
+                f"out of GPU memory at step {batch.step}, after "
+                f"{peak_memory_gib(self.processes.device):.1f} GiB; lower --tokens-per-pass "
+                f"(now {self.config.tokens_per_pass}) or --frame-chunk ({self.config.frame_chunk}),"
+                f" or raise --engine.recompute ({engine.recompute}), --engine.zero-stage "
+                f"({engine.zero_stage}) or --engine.offload ({engine.offload})"
+            ) from error
