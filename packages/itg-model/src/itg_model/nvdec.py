@@ -258,10 +258,15 @@ def open_nvdec(path: str | os.PathLike[str], device: torch.device | str = "cuda:
     """Opens a video for reading on the GPU.
 
     Raises:
-        VideoError: The file cannot be read as a video, or not exactly by NVDEC.
-        ImportError: The extra `itg-model[nvdec]` is not installed.
+        VideoError: The file cannot be read as a video, or not exactly by NVDEC, or there is none.
     """
-    _nvc()
+    try:
+        _nvc()
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise VideoError(
+            os.fspath(path), f"nvdec needs itg-model[nvdec] and an NVIDIA driver ({reason})"
+        ) from None
     cpu = open_video(path)
     try:
         _refuse_what_is_odd(cpu)
