@@ -135,6 +135,23 @@ def test_squashed_frames_are_pils_bicubic_to_the_bit(kind, backend, truth_of):
     assert batch.source_height == truth.frames.shape[1]
 
 
+def test_where_few_threads_can_decode_all_of_them_squash(tmp_path, encode_video, monkeypatch):
+    path = encode_video(tmp_path / "a.mp4", options={"g": "48", "sc_threshold": "0"})
+    threads = set()
+
+    def squash_and_tell(frame, size):
+        threads.add(threading.get_ident())
+        time.sleep(0.01)
+        return squash(frame, size)
+
+    monkeypatch.setattr("itg_data.stream.squash", squash_and_tell)
+    with open_video(path) as reader:
+        batch = gather(reader.stream(range(48), 12, size=24, num_workers=4))
+        whole = reader.read(range(48)).frames
+    np.testing.assert_array_equal(batch.frames, [squash(frame, 24) for frame in whole])
+    assert len(threads) > 1
+
+
 def test_a_frame_of_the_right_size_is_not_changed_by_the_squash():
     frame = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     np.testing.assert_array_equal(squash(frame, 24), frame)

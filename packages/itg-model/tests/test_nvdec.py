@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_wrong_pixels_are_noticed(video_of, monkeypatch):
     )
     with (
         open_nvdec(video_of("b-frames")) as gpu,
-        pytest.raises(VideoError, match="nvdec shows frame .* differently from the CPU"),
+        pytest.raises(VideoError, match=r"nvdec shows frame \d+ differently from the CPU"),
     ):
         list(gpu.stream([3, 20, 40], 3))
 
@@ -121,6 +122,12 @@ def test_nvdec_refuses_what_it_is_not_known_to_show_exactly(tmp_path):
     path = encode(tmp_path / "a.mp4", options=B_FRAMES, pix_fmt="yuv444p")
     with pytest.raises(VideoError, match="yuv444p"):
         open_nvdec(path)
+
+
+def test_nvdec_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
+    with pytest.raises(VideoError, match=r"nvdec needs itg-model\[nvdec\]"):
+        open_nvdec(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize("kind", ["b-frames", "bt709", "full-range"])

@@ -11,7 +11,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -22,6 +24,7 @@ from itg_data.errors import VideoError
 from itg_data.exact import find_entries
 from itg_data.fast import DecordError
 from itg_data.probe import Int64Array, VideoProbe
+from itg_data.resize import squash
 
 Image = npt.NDArray[np.uint8]
 ImageT = TypeVar("ImageT")
@@ -113,11 +116,13 @@ class ChunkStream(Generic[ImageT]):
         for worker in self._workers:
             worker.start()
 
-    def take(self) -> tuple[Int64Array, list[ImageT], Int64Array]:
+    def take(self) -> tuple[Int64Array, list[ImageT], Int64Array] | None:
         """Waits for a chunk: source indices, their images, and source indices of lost frames.
 
+        Returns:
+            The chunk; None behind the last, and once the stream is closed.
+
         Raises:
-            StopIteration: There are no more.
             VideoError: A thread failed, or not one frame of all could be decoded.
         """
         try:
@@ -127,7 +132,7 @@ class ChunkStream(Generic[ImageT]):
             raise
         if taken is None:
             self.close()
-            raise StopIteration
+            return None
         images, lost = taken
         self._num_lost += len(lost)
         if self._num_lost == len(self._wanted):
@@ -163,19 +168,71 @@ class ChunkStream(Generic[ImageT]):
 class FrameStream(ChunkStream[Image]):
     """An iterator of chunks. Close it, or use it as a context manager, to stop early."""
 
+    def __init__(
+        self,
+        probe: VideoProbe,
+        wanted: Int64Array,
+        chunk_size: int,
+        open_decoder: Callable[[int, int | None], Decoder[Image]],
+        *,
+        whole_size: tuple[int, int],
+        size: int | None,
+        ordered: bool,
+        num_workers: int,
+    ) -> None:
+        """Starts decoding, as `ChunkStream` does.
+
+        Args:
+            probe: Of the video.
+            wanted: [N] source indices, ascending and distinct.
+            chunk_size: Frames in a chunk, >= 1.
+            open_decoder: Makes a decoder of so many threads that squashes to a size, or does not.
+            whole_size: Height and width of frames that are not squashed.
+            size: Side of the square to squash frames to, if any.
+            ordered: Whether chunks come in time order.
+            num_workers: Threads that decode, >= 1.
+        """
+        num_stretches = len(split_at_entries(probe, wanted, num_workers * _STRETCHES_PER_WORKER))
+        # few keyframes keep few threads busy: then all squash what these decode
+        squashes_late = size is not None and 2 * num_stretches <= num_workers
+        self._squashers = ThreadPoolExecutor(num_workers) if squashes_late else None
+        self._size = size
+        self._shape = (*(whole_size if size is None else (size, size)), 3)
+        size_of_decoder = None if squashes_late else size
+        super().__init__(
+            probe,
+            wanted,
+            chunk_size,
+            lambda num_threads: open_decoder(num_threads, size_of_decoder),
+            image_shape=(*whole_size, 3) if squashes_late else self._shape,
+            ordered=ordered,
+            num_workers=num_workers,
+        )
+
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> FrameBatch:
-        source_idx, images, lost = self.take()
+        chunk = self.take()
+        if chunk is None:
+            raise StopIteration
+        source_idx, images, lost = chunk
+        if self._squashers is not None and self._size is not None:
+            images = list(self._squashers.map(partial(squash, size=self._size), images))
         return FrameBatch(
-            frames=np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8),
+            frames=np.stack(images) if images else np.empty((0, *self._shape), np.uint8),
             source_idx=source_idx,
             time_s=self.probe.times_s[source_idx],
             missing_source_idx=lost,
             source_height=self.probe.height,
             source_width=self.probe.width,
         )
+
+    def close(self) -> None:
+        """Stops the threads and waits for them; iterating afterwards ends at once."""
+        super().close()
+        if self._squashers is not None:
+            self._squashers.shutdown()
 
 
 class _Exchange(Generic[ImageT]):

@@ -135,13 +135,13 @@ class VideoReader:
             ValueError: An argument is out of range, or the reader is closed.
         """
         wanted = self.check_stream(source_idx, chunk_size, size, num_workers)
-        height, width = self._frame_size if size is None else (size, size)
         stream = FrameStream(
             self.probe,
             wanted,
             chunk_size,
-            lambda num_threads: self._open_decoder(num_threads, size),
-            image_shape=(height, width, 3),
+            self._open_decoder,
+            whole_size=self._frame_size,
+            size=size,
             ordered=ordered,
             num_workers=num_workers or count_cores(),
         )

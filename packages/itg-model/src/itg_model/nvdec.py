@@ -155,9 +155,15 @@ class NvdecStream(ChunkStream[Tensor]):
         return self
 
     def __next__(self) -> GpuFrameBatch:
-        source_idx, surfaces, lost = self.take()
+        chunk = self.take()
+        if chunk is None:
+            raise StopIteration
+        source_idx, surfaces, lost = chunk
         if self._compared in source_idx:
             self._compare(surfaces[source_idx.tolist().index(self._compared)])
+        if self._compared in lost:
+            self.close()
+            raise VideoError(self._path, f"nvdec did not show frame {self._compared}")
         frames = [
             self._finish(torch.stack(surfaces[i : i + _CONVERT_TOGETHER]), self._size)
             for i in range(0, len(surfaces), _CONVERT_TOGETHER)
@@ -252,10 +258,15 @@ def open_nvdec(path: str | os.PathLike[str], device: torch.device | str = "cuda:
     """Opens a video for reading on the GPU.
 
     Raises:
-        VideoError: The file cannot be read as a video, or not exactly by NVDEC.
-        ImportError: The extra `itg-model[nvdec]` is not installed.
+        VideoError: The file cannot be read as a video, or not exactly by NVDEC, or there is none.
     """
-    _nvc()
+    try:
+        _nvc()
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise VideoError(
+            os.fspath(path), f"nvdec needs itg-model[nvdec] and an NVIDIA driver ({reason})"
+        ) from None
     cpu = open_video(path)
     try:
         _refuse_what_is_odd(cpu)
