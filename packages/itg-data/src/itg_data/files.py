@@ -4,13 +4,13 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], *, follow_links: bool = False) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, follow_links: bool = False) -> Generator[Path]:
     """Gives a temporary file beside `path`; it replaces `path` when the block ends well.
 
     What is no file, such as a device or a pipe, cannot be replaced: it is sent the content when

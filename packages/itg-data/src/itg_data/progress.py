@@ -6,7 +6,7 @@ The bar is rich's, which is imported once there is a terminal: the light base do
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ Advance = Callable[[int, str], None]
 
 
 @contextmanager
-def show_progress(task: str, total: int, *, unit: str, quiet: bool = False) -> Iterator[Advance]:
+def show_progress(task: str, total: int, *, unit: str, quiet: bool = False) -> Generator[Advance]:
     """Shows how far a task is and how long it will still take.
 
     Nothing is shown before the first report: a task that finds its work done stays silent.

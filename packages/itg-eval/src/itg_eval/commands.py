@@ -6,7 +6,7 @@ Nothing here imports torch before a command runs.
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -315,7 +315,7 @@ class ImportResults:
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def _refusing() -> Generator[None]:
     """Turns what is wrong with a request into an error that is shown without a traceback."""
     try:
         yield

@@ -32,7 +32,7 @@ UNKNOWN_SAMPLING = "unknown"
 def format_result(scores: DocumentScores) -> bytes:
     """Puts scores into a line of that form."""
     scored = scores.scored
-    order = order_by_score(np.array(scored.scores)).tolist()
+    order: list[int] = order_by_score(np.array(scored.scores)).tolist()
     row = {
         "index": [scored.source_idx[i] for i in order],
         "logits": [round(scored.scores[i], 2) for i in order],

@@ -82,7 +82,7 @@ def select_document(
     values = np.array(scored.scores)
     offered = _offer(scores, policy, embeddings)
     try:
-        places = select_frames(values, top_k, policy, **params, **offered).tolist()
+        places: list[int] = select_frames(values, top_k, policy, **params, **offered).tolist()
     except ValueError as error:
         raise ItgError(f"{format_key(scores.key)}: {error}") from None
     return DocumentSelection(

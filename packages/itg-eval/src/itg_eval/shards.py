@@ -10,7 +10,7 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +121,7 @@ def read_shards(
 
 
 @contextmanager
-def merging(folder: Path) -> Iterator[None]:
+def merging(folder: Path) -> Generator[None]:
     """Keeps other processes from merging at the same time: the last to merge has seen all."""
     with (folder / "merge.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -5,6 +5,9 @@ frame's score is the cosine of the two. The frames' embeddings are kept, so a fu
 costs one pass of the text tower, and policies that compare frames have what they need.
 """
 
+# transformers' automatic classes give what the checkpoint names
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +20,8 @@ from itg_data.records import FrameScores
 from itg_data.sampling import SamplingConfig, sample_source_indices
 from itg_data.video import FrameBatch, VideoReader, open_video
 from itg_model.errors import CheckpointError
-from itg_model.grounder import MAX_CHUNK_BYTES, EncodedVideo, resolve_device, resolve_dtype
+from itg_model.devices import resolve_device, resolve_dtype
+from itg_model.frames import MAX_CHUNK_BYTES, EncodedVideo
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer

@@ -78,7 +78,9 @@ def draw_selection(
     row_inches = column_inches * frames.shape[1] / frames.shape[2] + _TITLE_INCHES
     heights = (num_rows * row_inches, _CURVE_INCHES)
     figure = Figure(figsize=(_WIDTH_INCHES, sum(heights)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    above, below = figure.subfigures(  # pyright: ignore[reportGeneralTypeIssues]
+        2, 1, height_ratios=heights
+    )
     chosen = [selection.selected[i] for i in shown]
     _draw_frames(above, chosen, frames[shown], (num_rows, num_columns))
     _draw_curve(below.subplots(), selection, spans)

@@ -147,7 +147,7 @@ def serve(argv: Sequence[str]) -> None:
         raise ValueError("--ui needs gradio: pip install 'itg-model[ui]'")
     # gradio asks its makers for news when it is imported, unless told not to
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    import gradio
+    from gradio import themes
 
     from itg_model.grounder import FrameGrounder
 
@@ -162,7 +162,7 @@ def serve(argv: Sequence[str]) -> None:
         server_name=request.host,
         server_port=request.port,
         # fonts of the machine: the page is to need no network
-        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         share=False,
         quiet=True,
         prevent_thread_lock=True,

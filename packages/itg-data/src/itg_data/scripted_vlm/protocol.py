@@ -61,7 +61,7 @@ class ChatRequest:
         return value
 
     def _texts(self, name: str) -> tuple[str, ...]:
-        value = self.inputs.get(name) or []
+        value: object = self.inputs.get(name) or []
         if not isinstance(value, list):
             raise BadRequestError(f"{name} must be a list of strings, got {value!r:.80}")
         return tuple(map(str, cast("list[Any]", value)))

@@ -95,7 +95,8 @@ class ScriptedSet:
 
 def _print_of(picture: Image.Image) -> Float32:
     """Mean colours of the picture's cells, [rows, columns, 3]."""
-    small = picture.convert("RGB").resize(_CELLS[::-1], Image.Resampling.BOX)
+    rows, columns = _CELLS
+    small = picture.convert("RGB").resize((columns, rows), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32)
 
 

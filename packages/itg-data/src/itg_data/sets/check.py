@@ -101,7 +101,7 @@ def check_set(
     paths = sorted({sample.record.video for sample in folder.iterate_samples(lambda _: None)})
     facts: dict[str, VideoFacts] = {}
     with ThreadPoolExecutor(num_workers) as pool:
-        looked = pool.map(lambda path: look_at_video(videos / path), paths)
+        looked = pool.map(look_at_video, [videos / path for path in paths])
         for number, (path, found) in enumerate(zip(paths, looked, strict=True), start=1):
             if isinstance(found, VideoFacts):
                 facts[path] = found

@@ -1,5 +1,8 @@
 """Annotations as a Parquet table, with a schema that follows from the record's own fields."""
 
+# pyarrow comes without types
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 import dataclasses
 import os
 import types

@@ -75,5 +75,5 @@ def _empty(label: str) -> tuple[Figure, Any]:
 
 def _save(figure: Figure, path: Path) -> Path:
     with replacing(path) as part:
-        figure.savefig(part)
+        figure.savefig(part)  # pyright: ignore[reportUnknownMemberType]
     return path

@@ -114,11 +114,11 @@ def take_pictures(path: Path) -> Thumbnails:
 def to_timeline(sample: Sample, pictures: Thumbnails) -> Timeline:
     """Says what a page shows of a sample."""
     record, annotation = sample.record, sample.annotation
-    labelled = label_frames(pictures.time_s, record.spans)
+    labelled: list[int] = label_frames(pictures.time_s, record.spans).nonzero()[0].tolist()
     selected = [
         SelectedFrame(source_idx=source_idx, time_s=time_s, score=1.0, rank=rank)
         for rank, (source_idx, time_s) in enumerate(
-            (pictures.source_idx[i], pictures.time_s[i]) for i in labelled.nonzero()[0]
+            (pictures.source_idx[i], pictures.time_s[i]) for i in labelled
         )
     ]
     facts = {
@@ -142,7 +142,7 @@ def to_timeline(sample: Sample, pictures: Thumbnails) -> Timeline:
         selected=selected,
         dismissed=_dismissed(annotation, pictures) if annotation else (),
         spans=record.spans,
-        passages=_passages(annotation) if annotation else (),
+        passages=tuple(_passages(annotation)) if annotation else (),
         notes=notes,
         wording=_WORDING,
         thumbnails=pictures,

@@ -58,7 +58,7 @@ def _scenery(rng: np.random.Generator, script: Script, grid_y: Float32, grid_x: 
     canvas = np.repeat(grey[:, :, None].astype(np.float32), 3, axis=2)
     canvas += rng.uniform(-8, 8, 3).astype(np.float32)
     for _ in range(script.num_clutter):
-        y, x = float(rng.uniform(0, height)), float(rng.uniform(0, width))
+        y, x = rng.uniform(0, (height, width)).tolist()
         shape = SHAPES[rng.integers(len(SHAPES))]
         inside = _inside(shape, grid_y - y, grid_x - x, rng.uniform(0.05, 0.12) * height)
         canvas[inside] = rng.uniform(50, 200)
@@ -103,7 +103,9 @@ def encode_mp4(path: Path, frames: Iterable[UInt8], fps: int) -> None:
         "x264-params": "cpu-independent=1",
     }
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
+        stream = container.add_stream(  # pyright: ignore[reportUnknownMemberType]
+            "libx264", rate=Fraction(fps), options=options
+        )
         stream.pix_fmt = "yuv420p"
         for image in frames:
             stream.height, stream.width = image.shape[:2]
