@@ -174,7 +174,9 @@ def _score_videos(
         try:
             encoded = scorer.encode(video, sampling)
         except VideoError as error:
-            logger.warning("%s; its %d questions get no scores", error, len(documents))
+            # a path may hold newlines; a complaint may not
+            said = " ".join(str(error).split())
+            logger.warning("%s; its %d questions get no scores", said, len(documents))
             num_failed += len(documents)
             for document in documents:
                 failed.append(_fail(document, error.reason))

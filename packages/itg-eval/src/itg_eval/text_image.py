@@ -27,6 +27,10 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 FRAME_CHUNK = 64
+"""Frames that pass the tower at once."""
+
+MAX_CHUNK_BYTES = 256 * 1024**2
+"""Decoded frames held at once; large frames come in fewer."""
 
 
 class TextImageScorer:
