@@ -153,10 +153,12 @@ async def _keep(
     question_type: QuestionType, candidates: Sequence[int], video: VideoPictures, shop: Workshop
 ) -> tuple[int, ...]:
     """Thins the candidates where they look alike; seconds without a picture are left out."""
-    compare = shop.features
-    if compare is None or not wants_diversity(question_type):
+    if not wants_diversity(question_type):
         return tuple(candidates)
     readable = await _readable(candidates, video)
+    compare = shop.features
+    if compare is None:
+        return tuple(readable)
 
     def encode() -> npt.NDArray[np.float32]:
         some = (
