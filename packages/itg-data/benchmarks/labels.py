@@ -111,7 +111,7 @@ def annotate(case: Case, root: Path, scripted: ScriptedSet, out: Path) -> None:
             stack.enter_context(mock.patch("itg_data.annotate.pipeline.settle_type", _as_it_is))
         run(
             RunConfig(
-                videos=root,
+                videos=root / "videos",
                 qa=root / "qa.jsonl",
                 out=out,
                 annotator=ServerConfig(base_url=base_url, api_key="none"),
@@ -199,8 +199,8 @@ def write_report(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "A cell holds precision / recall of the labelled seconds. Two things guard against "
         "errors: the last stage, which asks of each frame whether it shows the answer, and "
-        "retrieval, which may outvote the type of a question. *Neither* and *checked* are without them, or with the "
-        "first alone; the other rows are the pipeline as it is. *Thinned*: frames that look alike "
+        "retrieval, which may outvote the type of a question. *Neither* and *checked* are without "
+        "them, or with the first alone; the other rows are the pipeline as it is. *Thinned*: frames that look alike "
         "are left out by the diversity rule, on thumbnails, and the recall of stretches is in "
         "brackets, for that is what the rule promises. *Faulty line*: "
         f"{FAULTY.refusals:.0%} refusals, {FAULTY.malformed:.0%} malformed answers, "

@@ -28,6 +28,8 @@ from itg_data.video import open_video
 _READ_BYTES = 1 << 20
 _COMMON_SHARE = 0.98
 """Above it, a type is nearly all there is; the published set's flags are like that."""
+_REFUSED_SHARE = 0.8
+"""Of the frames in chosen clips: a clip of 5 seconds around a moment of 2 has 0.6 to refuse."""
 _WIDE_SHARE = 0.9
 """Of a video: labels that cover more say little, unless nothing in particular is asked for."""
 
@@ -277,6 +279,6 @@ def _check_labels(statistics: SetStatistics) -> Iterator[Finding]:
                 f"half of the {name} questions have labels on over {_WIDE_SHARE:.0%} of the video"
             )
             yield Finding(where="spans", message=message, is_fault=False)
-    if (refused := statistics.num_refused) and refused > statistics.num_checked / 2:
+    if (refused := statistics.num_refused) > _REFUSED_SHARE * statistics.num_checked:
         message = f"the check refused {refused} of {statistics.num_checked} frames that it saw"
         yield Finding(where="frames", message=message, is_fault=False)
