@@ -200,9 +200,9 @@ def write_report(rows: Sequence[dict[str, Any]]) -> str:
         "A cell holds precision / recall of the labelled seconds. Two things guard against "
         "errors: the last stage, which asks of each frame whether it shows the answer, and "
         "retrieval, which may outvote the type of a question. *Neither* and *checked* are without "
-        "them, or with the first alone; the other rows are the pipeline as it is. *Thinned*: frames that look alike "
-        "are left out by the diversity rule, on thumbnails, and the recall of stretches is in "
-        "brackets, for that is what the rule promises. *Faulty line*: "
+        "them, or with the first alone; the other rows are the pipeline as it is. *Thinned*: "
+        "frames that look alike are left out by the diversity rule, on thumbnails, and the recall "
+        "of stretches is in brackets, for that is what the rule promises. *Faulty line*: "
         f"{FAULTY.refusals:.0%} refusals, {FAULTY.malformed:.0%} malformed answers, "
         f"{FAULTY.rate_limits:.0%} rate limits, {FAULTY.server_errors:.0%} errors of the server, "
         f"{FAULTY.drops:.0%} dropped connections. Recall counts dropped questions as missed.",
