@@ -167,7 +167,7 @@ def test_what_the_check_refused_is_said_of_the_frame(pages, browser):
     labels = set(annotation.label_s)
     refused = {frame.second for frame in annotation.frames if frame.relevant is False}
     for second in range(18):
-        said = {True: ["label"], False: [""]}[second in labels]
+        said = {True: ["labelled"], False: [""]}[second in labels]
         assert texts(browser, "#place") == (["refused by the check"] if second in refused else said)
         scrub.send_keys(Keys.ARROW_RIGHT)
 

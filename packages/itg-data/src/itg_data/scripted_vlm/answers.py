@@ -141,8 +141,9 @@ def _retrieve(inputs: Inputs, judge: Judge) -> dict[str, Any]:
         # an empty caption is of a clip that could not be read
         if judge.says(bool(fitting) or (wanted.whole_video and bool(caption))):
             clips.append(number)
-            what = _words(fitting[0]) if fitting else "part of the whole"
-            reasons.append(f"clip {number} shows a {what}" if fitting else f"clip {number}: {what}")
+            seen = fitting[0] if fitting else None
+            what = f"a {seen.colour} {seen.shape} that {VERBS[seen.motion]}" if seen else "a part"
+            reasons.append(f"clip {number} shows {what}")
     explanation = "; ".join(reasons) if reasons else "no clip shows what is asked for"
     return {"explanation": f"{explanation}.", "clips": clips}
 

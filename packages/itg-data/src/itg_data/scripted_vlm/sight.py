@@ -20,7 +20,8 @@ from itg_data.video import open_video
 
 Float32 = npt.NDArray[np.float32]
 
-_CELLS = (16, 12)
+_CELLS = (12, 16)
+_NUM_NEAR = 64
 _FARTHEST = 14.0
 """Grey levels, root mean square: what is farther from every frame is none of them."""
 
@@ -60,8 +61,8 @@ class ScriptedSet:
                 raise VideoError(video, f"is not as scripted: it has {len(frames)} frames")
             prints.append(np.stack([_print_of(Image.fromarray(frame)) for frame in frames]))
         self._frames_per_video = config.duration_s * config.fps
-        self._prints = np.concatenate(prints) if prints else np.empty((0, 1), np.float32)
-        self._squares = np.einsum("nd,nd->n", self._prints, self._prints)
+        self._prints = np.concatenate(prints) if prints else np.empty((0, *_CELLS, 3), np.float32)
+        self._coarse = _pooled(self._prints)
 
     def __len__(self) -> int:
         return len(self._scripts)
@@ -79,11 +80,12 @@ class ScriptedSet:
             raise ValueError(f"is no picture: {error}") from None
         if not self._scripts:
             return None
-        distances = self._squares - 2 * (self._prints @ seen)
-        place = int(distances.argmin())
-        mean_square = (float(distances[place]) + float(seen @ seen)) / len(seen)
-        if mean_square > _FARTHEST**2:
+        # two steps, and no BLAS, whose threads would fight over the cores with those that ask
+        near = _mean_square(self._coarse, _pooled(seen[None])).argsort()[:_NUM_NEAR]
+        distances = _mean_square(self._prints[near], seen[None])
+        if distances.min() > _FARTHEST**2:
             return None
+        place = int(near[distances.argmin()])
         number, frame_idx = divmod(place, self._frames_per_video)
         video, script = self._scripts[number]
         time_s = frame_idx / self._fps
@@ -92,5 +94,16 @@ class ScriptedSet:
 
 
 def _print_of(picture: Image.Image) -> Float32:
-    small = picture.convert("RGB").resize(_CELLS, Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32).reshape(-1)
+    """Mean colours of the picture's cells, [rows, columns, 3]."""
+    small = picture.convert("RGB").resize(_CELLS[::-1], Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32)
+
+
+def _pooled(prints: Float32) -> Float32:
+    """Mean colours of 4 x 4 cells each; no two of them differ more than what they are of."""
+    rows, columns = _CELLS[0] // 4, _CELLS[1] // 4
+    return prints.reshape(-1, rows, 4, columns, 4, 3).mean(axis=(2, 4))
+
+
+def _mean_square(some: Float32, one: Float32) -> Float32:
+    return np.square(some - one).mean(axis=(1, 2, 3))

@@ -18,7 +18,7 @@ from PIL import Image
 from itg_data.annotate.records import Annotation
 from itg_data.errors import ItgError, VideoError
 from itg_data.files import write_atomic
-from itg_data.records import SelectedFrame, TimeSpan, label_frames, to_json
+from itg_data.records import QuestionType, SelectedFrame, TimeSpan, label_frames, to_json
 from itg_data.sampling import SamplingConfig, sample_source_indices
 from itg_data.sets.folder import Sample
 from itg_data.timeline import Passage, Thumbnails, Timeline, Wording, render_page
@@ -27,10 +27,16 @@ from itg_data.video import open_video
 
 SAMPLING = SamplingConfig(rate_hz=1.0, max_frames=512)
 _INDEX_WIDTH = 224
+_TYPE_NAMES: dict[QuestionType | None, str] = {
+    "semantic": "semantic",
+    "motion": "motion",
+    "semantic_motion": "semantic and motion",
+    "no_clue": "no clue",
+}
 _WORDING = Wording(
     over_time="Labels over time",
     chosen_frames="Labelled frames",
-    chosen="label",
+    chosen="labelled",
     dismissed="refused by the check",
     span="holds the answer",
     passages="Captions",
@@ -117,7 +123,7 @@ def to_timeline(sample: Sample, pictures: Thumbnails) -> Timeline:
     ]
     facts = {
         "Answer": record.answer or "",
-        "Type": (record.question_type or "").replace("_", " and "),
+        "Type": _TYPE_NAMES.get(record.question_type, ""),
         "Video": record.video,
         "Split": record.split or "",
         "Record": record.id,
@@ -193,14 +199,15 @@ def _render_index(entries: Sequence[_Entry]) -> str:
 def _item(entry: _Entry) -> str:
     record = entry.sample.record
     labelled_s = sum(span.end_s - span.start_s for span in record.spans)
-    facts = [record.question_type or "", record.split or "", f"{labelled_s:.0f} s labelled"]
+    type_name = _TYPE_NAMES.get(record.question_type, "")
+    facts = [type_name, record.split or "", f"{labelled_s:.0f} s labelled"]
     picture = (
         f'<img alt="" src="data:image/webp;base64,{base64.b64encode(entry.picture).decode()}">'
         if entry.picture
         else '<div class="no-picture"></div>'
     )
     question = f'<span class="question" dir="auto">{to_html(record.question)}</span>'
-    about = " &middot; ".join(to_html(fact.replace("_", " and ")) for fact in facts if fact)
+    about = " &middot; ".join(to_html(fact) for fact in facts if fact)
     body = f'{picture}<span class="words">{question}<span class="about">{about}</span>'
     if entry.fault:
         return (
