@@ -116,7 +116,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(tiny_vlm: Path) -> Iterator[str]:
+def served(tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`transformers serve` with the tiny model; gives its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -124,21 +124,20 @@ def served(tiny_vlm: Path) -> Iterator[str]:
     script = Path(sys.executable).with_name("transformers")
     command = [script, "serve", tiny_vlm, "--port", str(port), "--device", "cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        list(map(str, command)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    ) as process:
+    log = tmp_path_factory.mktemp("serve") / "stderr.txt"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.DEVNULL, stderr=stderr, env=environment
+        ) as process,
+    ):
         try:
             address = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 120
-            while process.poll() is None and time.monotonic() < deadline:
-                try:
-                    with urllib.request.urlopen(f"{address}/health", timeout=5):
-                        break
-                except OSError:
-                    time.sleep(0.2)
+            deadline = time.monotonic() + 300
+            while not answers(f"{address}/health"):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, f"does not start: {log.read_text()}"
+                time.sleep(0.2)
             yield f"{address}/v1"
         finally:
             process.send_signal(signal.SIGINT)
@@ -146,6 +145,14 @@ def served(tiny_vlm: Path) -> Iterator[str]:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def jpeg(seed: int) -> bytes:
