@@ -7,8 +7,8 @@
 at 448 px. Rounds alternate between decoding and JPEG alone, on as many threads, and the whole
 pipeline over HTTP; the server shares the cores. The ratio is that of a round's pair. Other load on
 the machine is in the row; it hits both halves of a pair alike only on average, so the ratio of CPU
-times is there as well. Each half warms up on one video: what it costs to start is not measured. `many-records`: 100,000 QA pairs, answered in the
-process, for memory as the run goes on.
+times is there as well. Each half warms up on one video: what it costs to start is not measured.
+`many-records`: 100,000 QA pairs, answered in the process, for memory as the run goes on.
 """
 
 import argparse

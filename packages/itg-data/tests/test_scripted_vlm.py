@@ -253,7 +253,7 @@ def test_the_command_makes_a_set_and_serves_it_as_a_process_of_its_own(process):
         assert [model.id for model in client.models.list()] == [MODEL]
     truth = list(read_jsonl(root / "records.jsonl", GroundingRecord))
     asked = list(read_jsonl(root / "qa.jsonl", QaPair))
-    assert [(qa.id, qa.video, qa.answer) for qa in asked] == [
+    assert [(qa.id, f"videos/{qa.video}", qa.answer) for qa in asked] == [
         (record.id, record.video, record.answer) for record in truth
     ]
     assert b"spans" not in (root / "qa.jsonl").read_bytes()

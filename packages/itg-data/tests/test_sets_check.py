@@ -177,6 +177,18 @@ def test_stats_tell_people_and_programs(annotated_set, tmp_path, capsys):
         assert plot.size == (960, 480)
 
 
+def test_without_the_extra_there_is_no_progress_and_plots_say_what_they_need(
+    annotated_set, tmp_path, monkeypatch, capsys
+):
+    root = str(annotated_set())
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(["check", root]) == 0
+    monkeypatch.delitem(sys.modules, "itg_data.sets.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["stats", root, "--plots", str(tmp_path / "plots")]) == 2
+    assert "plots need itg-data[annotate]" in capsys.readouterr().err
+
+
 def test_a_published_file_becomes_a_set_to_train_on(annotated_set, tmp_path, capsys):
     source = annotated_set() / "video_itg_data.json"
     entries = json.loads(source.read_text())

@@ -1,9 +1,11 @@
 import asyncio
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
+from itg_data import cli
 from itg_data.annotate.config import ReplayConfig
 from itg_data.annotate.ledger import Ledger
 from itg_data.annotate.openai_client import ServerConfig
@@ -14,6 +16,8 @@ from itg_data.errors import ItgError, RecordError
 from itg_data.jsonl import read_jsonl
 from itg_data.records import GroundingRecord
 from itg_data.video import open_video
+
+MODEL = "told-what-to-say"
 
 
 def annotations(config) -> list[Annotation]:
@@ -119,7 +123,7 @@ def test_a_video_is_opened_and_decoded_once_for_all_of_its_pairs(
     run(make_config([make_pair(n) for n in range(3)]))
     assert opened == ["long.mp4"]
     assert read == sorted(set(read))
-    assert len(read) > 30
+    assert set(range(0, 300, 25)) < set(read)
 
 
 def test_the_set_does_not_depend_on_who_is_done_first(make_config, make_pair, tmp_path):
@@ -201,3 +205,69 @@ def test_the_ledger_is_flushed_answer_by_answer(tmp_path):
     asyncio.run(ledger.store("key", "cues", "model", answer))
     # a second connection sees what a killed process would have left
     assert Ledger(tmp_path / "ledger.sqlite", read_only=True).get("key") == answer
+
+
+def arguments(config, *more: str) -> list[str]:
+    told = {"videos": config.videos, "qa": config.qa, "out": config.out, "model": MODEL}
+    return ["annotate", *(f"--{name}={value}" for name, value in told.items()), *more]
+
+
+def test_the_command_prints_a_summary_and_exits_with_0(make_config, make_pair, server, capsys):
+    config = make_config([make_pair(0), make_pair(1, video="missing.mp4")])
+    prices = "--usd-per-million-prompt-tokens=1000"
+    assert cli.main(arguments(config, f"--base-url={server.base_url}", prices)) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {
+        "pairs": 2,
+        "annotated": 1,
+        "dropped": {"unreadable_video": 1},
+        "asked": 7,
+        "mended": 0,
+        "from_ledger": 0,
+        "prompt_tokens": 70,
+        "completion_tokens": 14,
+        "cost_usd": pytest.approx(0.07),
+    }
+    assert "2/2 pairs, 1 dropped" in err
+
+
+def test_a_dry_run_counts_the_calls_that_a_run_then_makes(make_config, make_pair, server, capsys):
+    distinct = [make_pair(0), make_pair(1, video="short.mp4")]
+    config = make_config([*distinct, make_pair(2, video="missing.mp4")])
+    assert cli.main(arguments(config, f"--base-url={server.base_url}", "--dry-run")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert not server.asked
+    assert not config.out.exists()
+    run(config)
+    assert told["num_calls"] == dict(server.stages)
+    assert (told["num_videos"], told["num_unreadable"], told["num_clips"]) == (3, 1, 4)
+    assert told["prompt_tokens"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("more", "exit_code", "complaint"),
+    [
+        ((), 2, "say who answers: one of --base-url, --local and --replay"),
+        (("--base-url=http://x/v1", "--local=model"), 2, "say who answers"),
+        (("--base-url=ftp://x",), 2, "base_url must start with http"),
+        (("--base-url=http://x/v1", "--concurrency=0"), 2, "concurrency must be >= 1, got 0"),
+        (("--replay=none.sqlite",), 1, "none.sqlite: unable to open"),
+    ],
+)
+def test_bad_input_is_one_line(make_config, make_pair, capsys, more, exit_code, complaint):
+    config = make_config([make_pair(0)])
+    assert cli.main(arguments(config, *more)) == exit_code
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = (line for line in err.splitlines() if line.startswith("itg-data annotate: "))
+    assert complaint in line
+
+
+def test_without_the_extra_one_line_names_it(make_config, make_pair, capsys, monkeypatch):
+    config = make_config([make_pair(0)])
+    monkeypatch.delitem(sys.modules, "itg_data.annotate.run")
+    monkeypatch.delitem(sys.modules, "itg_data.sets.parquet", raising=False)
+    monkeypatch.delitem(sys.modules, "itg_data.sets.derive", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert cli.main(arguments(config, "--base-url=http://x/v1")) == 2
+    assert "pyarrow is missing: pip install 'itg-data[annotate]'" in capsys.readouterr().err

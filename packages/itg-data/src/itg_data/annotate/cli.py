@@ -118,8 +118,11 @@ class Annotate:
 
                 print(json.dumps(estimate(config).to_json()))
                 return EXIT_OK
-            from itg_data.annotate.run import run
-
+            try:
+                from itg_data.annotate.run import run
+            except ModuleNotFoundError as error:
+                install = "pip install 'itg-data[annotate]'"
+                return _fail(f"{error.name} is missing: {install}", EXIT_BAD_INPUT)
             with _progress(config) as watch:
                 state = run(config, watch)
         except KeyboardInterrupt:
@@ -200,12 +203,9 @@ def _summarise(state: "RunState", config: "RunConfig") -> dict[str, Any]:
 @contextmanager
 def _progress(config: "RunConfig") -> Generator["Watch"]:
     """Shows how far a run is: pairs, requests a second, cost, and time left."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        yield lambda _: None
-        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("annotate"),
         BarColumn(),

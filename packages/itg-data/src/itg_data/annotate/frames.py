@@ -1,10 +1,11 @@
 """The pictures of one video that annotators are shown, from a single pass of the decoder.
 
-A video is cut into clips of five seconds. Captions look at `per_clip` frames of a clip, evenly
-spread; localisation and the check look at one frame for every second. Both are taken when the
-decoder passes the clip, as JPEG, into an unnamed file on disk: whoever comes later, in whatever
-order, reads them there, and memory holds no more than the clip at hand. Nothing is decoded that
-nobody asks for, so a run that is resumed decodes what it still needs.
+A video is cut into clips of five seconds. Captions look at `per_clip` frames of a clip, spread over
+it; localisation and the check look at one frame for every second. Both are taken when the decoder
+passes the clip, as JPEG, into an unnamed file on disk: whoever comes later, in whatever order,
+reads them there, and memory holds no more than the clip at hand. A frame costs 3 ms from 720p, so
+captions make do with a second's frame where it lies within a quarter of a second. Nothing is
+decoded that nobody asks for: a run that is resumed decodes what it still needs.
 
 The frame of second `s` is the first one shown at or after `s`. (The reference takes every
 `round(fps)`-th frame, which drifts by a second in 17 minutes at 29.97 frames a second, and much
@@ -37,6 +38,7 @@ from itg_data.video import VideoReader, open_video
 CLIP_S = 5
 _JPEG_QUALITY = 85
 _TOLERANCE_S = 1e-4
+_NEARBY_S = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,12 +185,14 @@ class VideoPictures:
             try:
                 while self._wanted:
                     await loop.run_in_executor(self._decoders.executor, self._take_wanted, loop)
+                    # clips may come to be wanted while the file is being closed: hence in the loop
+                    if not self._wanted:
+                        await self._close_reader()
             except Exception as error:
+                self._wanted.clear()
                 for taken in self._taken.values():
                     if not taken.done():
                         taken.set_exception(error)
-            finally:
-                await self._close_reader()
 
     async def _close_reader(self) -> None:
         if self._reader is not None:
@@ -305,7 +309,11 @@ def _lay_out(reader: VideoReader, sha256: str, per_clip: int) -> _Layout:
     clips: list[npt.NDArray[np.int64]] = []
     for clip in range(count_clips(reader.duration_s)):
         length_s = min(CLIP_S, reader.duration_s - clip * CLIP_S)
-        wanted_s = clip * CLIP_S + np.arange(per_clip, dtype=np.float64) * (length_s / per_clip)
+        spread_s = np.arange(per_clip, dtype=np.float64) * (length_s / per_clip)
+        # what is taken for a second anyway will do for a time nearby
+        near = np.abs(spread_s - np.round(spread_s)) <= _NEARBY_S
+        near &= np.round(spread_s) < length_s
+        wanted_s = clip * CLIP_S + np.where(near, np.round(spread_s), spread_s)
         clips.append(np.unique(_frames_at(times_s - start_s, wanted_s)))
     return _Layout(
         sha256=sha256,

@@ -10,8 +10,12 @@ seconds and those that are kept.
 | `motion` | the chosen clips; the whole video if there are none | every second |
 | `no_clue` | the whole video | frames that look new |
 
+Whether nothing in particular must be seen is asked of a model that has not seen the video.
+Retrieval, which has read its captions, outvotes it where it found some clips and passed over most:
+a question that is taken for a no-clue one by mistake would label the whole video, unchecked.
+
 Source: the type rules and the diversity rule of VideoITG's data set, reimplemented from a
-description; a no-clue question gets the whole video here even if retrieval chose some clips.
+description; there retrieval had to find no clip at all for a question to be without clues.
 """
 
 from collections.abc import Sequence
@@ -38,6 +42,18 @@ def type_question(*, motion: bool, existence: bool) -> QuestionType:
     if existence:
         return "motion" if motion else "no_clue"
     return "semantic_motion" if motion else "semantic"
+
+
+def settle_type(question_type: QuestionType, clips: Sequence[int], num_clips: int) -> QuestionType:
+    """Takes a no-clue question for a semantic one if retrieval chose some clips, but few.
+
+    Args:
+        question_type: By the words of question and answer.
+        clips: What retrieval chose.
+        num_clips: That it chose from.
+    """
+    few = 0 < len(clips) < num_clips / 2
+    return "semantic" if question_type == "no_clue" and few else question_type
 
 
 def find_candidates(

@@ -31,7 +31,12 @@ from itg_data.annotate.frames import (
     VideoPictures,
     open_pictures,
 )
-from itg_data.annotate.localize import find_candidates, pick_diverse, wants_diversity
+from itg_data.annotate.localize import (
+    find_candidates,
+    pick_diverse,
+    settle_type,
+    wants_diversity,
+)
 from itg_data.annotate.quality import find_faults, require_candidates, require_labels
 from itg_data.annotate.records import (
     Annotation,
@@ -117,6 +122,7 @@ async def _label_pair(pair: QaPair, video: VideoPictures, shop: Workshop) -> Ann
     (cues, captions, chosen), question_type = await both(
         find_clips(), classify_question(desk, pair, bill)
     )
+    question_type = settle_type(question_type, chosen.clips, len(captions))
     candidates = find_candidates(question_type, chosen.clips, video.num_seconds)
     require_candidates(candidates)
     kept = await _keep(question_type, candidates, video, shop)

@@ -146,6 +146,7 @@ def _without_fence(text: str) -> str:
     return text
 
 
+@lru_cache
 def _object_schema(record_type: type[Any]) -> dict[str, Any]:
     hints = get_type_hints(record_type)
     names = [field.name for field in dataclasses.fields(record_type)]

@@ -69,11 +69,11 @@ def write_set(root: Path, config: SyntheticConfig) -> None:
 
 
 def _questions(records: Sequence[GroundingRecord]) -> Iterator[QaPair]:
-    """What is known before anything is annotated."""
+    """What is known before anything is annotated; paths are relative to the folder of videos."""
     for record in records:
         yield QaPair(
             id=record.id,
-            video=record.video,
+            video=record.video.removeprefix("videos/"),
             question=record.question,
             answer=record.answer or "",
             split=record.split,

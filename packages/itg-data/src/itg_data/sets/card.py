@@ -23,8 +23,9 @@ _FILES = """\
 | `annotations.parquet` | the annotations as a table |
 | `video_itg_data.json` | the labels in the format of the published VideoITG set |
 
-Second `s` of a video stands for the stretch from `s` to `s + 1`. Videos are not part of the set;
-their paths are relative to the folder that was annotated."""
+Second `s` of a video stands for the stretch from `s` to `s + 1`. Videos are not part of the set:
+their paths are relative to the folder that was annotated, in `records.jsonl` to the link to it,
+`videos`, beside the records."""
 
 
 def write_card(statistics: SetStatistics) -> str:

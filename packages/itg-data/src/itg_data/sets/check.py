@@ -7,7 +7,7 @@ that cover whole videos. Both name file, record and field.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -28,6 +28,8 @@ from itg_data.video import open_video
 _READ_BYTES = 1 << 20
 _COMMON_SHARE = 0.98
 """Above it, a type is nearly all there is; the published set's flags are like that."""
+_REFUSED_SHARE = 0.8
+"""Of the frames in chosen clips: a clip of 5 seconds around a moment of 2 has 0.6 to refuse."""
 _WIDE_SHARE = 0.9
 """Of a video: labels that cover more say little, unless nothing in particular is asked for."""
 
@@ -100,15 +102,13 @@ def check_set(
 
     paths = sorted({sample.record.video for sample in folder.iterate_samples(lambda _: None)})
     facts: dict[str, VideoFacts] = {}
-    with ThreadPoolExecutor(num_workers) as pool:
-        looked = pool.map(look_at_video, [videos / path for path in paths])
-        for number, (path, found) in enumerate(zip(paths, looked, strict=True), start=1):
-            if isinstance(found, VideoFacts):
-                facts[path] = found
-            else:
-                add(f"video {path}", found)
-            if on_video:
-                on_video(number, len(paths))
+    for number, (path, found) in enumerate(_look_at_all(videos, paths, num_workers), start=1):
+        if isinstance(found, VideoFacts):
+            facts[path] = found
+        else:
+            add(f"video {path}", found)
+        if on_video:
+            on_video(number, len(paths))
     repeats = _Repeats()
     for sample in folder.iterate_samples(on_bad):
         statistics.add(sample)
@@ -122,6 +122,14 @@ def check_set(
     findings += _check_derived(folder, on_bad)
     findings += _check_labels(statistics)
     return CheckReport(findings=tuple(findings), statistics=statistics)
+
+
+def _look_at_all(
+    videos: Path, paths: Sequence[str], num_workers: int
+) -> Iterator[tuple[str, VideoFacts | str]]:
+    with ThreadPoolExecutor(num_workers) as pool:
+        looked = pool.map(look_at_video, [videos / path for path in paths])
+        yield from zip(paths, looked, strict=True)
 
 
 def look_at_video(path: Path) -> VideoFacts | str:
@@ -277,6 +285,6 @@ def _check_labels(statistics: SetStatistics) -> Iterator[Finding]:
                 f"half of the {name} questions have labels on over {_WIDE_SHARE:.0%} of the video"
             )
             yield Finding(where="spans", message=message, is_fault=False)
-    if (refused := statistics.num_refused) and refused > statistics.num_checked / 2:
+    if (refused := statistics.num_refused) > _REFUSED_SHARE * statistics.num_checked:
         message = f"the check refused {refused} of {statistics.num_checked} frames that it saw"
         yield Finding(where="frames", message=message, is_fault=False)

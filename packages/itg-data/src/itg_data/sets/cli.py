@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from itg_data.errors import RecordError
+from itg_data.errors import ItgError, RecordError
 from itg_data.jsonl import write_jsonl
 from itg_data.published import Labels, read_published
 from itg_data.sets.folder import Sample, SetFolder
@@ -77,7 +77,7 @@ class Stats:
     """Print JSON instead of the table."""
 
     plots: Path | None = None
-    """Folder to draw plots to, as PNG; made if it is not there."""
+    """Folder to draw plots to, as PNG; made if it is not there. Needs itg-data[annotate]."""
 
     def run(self) -> int:
         """Counts, and tells."""
@@ -86,8 +86,10 @@ class Stats:
         statistics = measure_set(SetFolder(self.set))
         print(json.dumps(statistics.to_json()) if self.json else write_table(statistics))
         if self.plots is not None:
-            from itg_data.sets.plots import draw_plots
-
+            try:
+                from itg_data.sets.plots import draw_plots
+            except ImportError as error:
+                raise ItgError(f"plots need itg-data[annotate]: {error}") from None
             for path in draw_plots(statistics, self.plots):
                 print(f"drew {path}", file=sys.stderr)
         return EXIT_OK
@@ -182,10 +184,13 @@ def to_one_line(text: str) -> str:
 
 @contextmanager
 def progress(what: str) -> Generator[Callable[[int, int], None]]:
-    """Yields what shows (done, in all) on stderr, with rate and time left, where people see it."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
+    """Yields what shows (done, in all) on stderr, with the time left, where people see it."""
+    try:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+    except ImportError:  # itg-data without its extra annotate
+        yield lambda done, total: None
+        return
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
