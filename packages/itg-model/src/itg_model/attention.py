@@ -66,7 +66,7 @@ def _warn_if_slow(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> N
     if torch.cuda.get_device_capability(query.device) < _HOPPER:
         return
     chosen = chosen_kernel(query, key, value, grouped)
-    if chosen is not SDPBackend.CUDNN_ATTENTION:
+    if chosen != SDPBackend.CUDNN_ATTENTION:
         _warn_once(chosen.name, query.shape[-1])
 
 
