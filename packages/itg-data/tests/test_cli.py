@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import re
 import shutil
@@ -76,11 +77,24 @@ def test_a_reader_of_stdout_that_leaves_early_is_no_error(plain_video):
 def test_the_examples_of_the_readme_run(plain_video, tmp_path, monkeypatch):
     readme = Path(__file__).parents[1] / "README.md"
     examples = re.findall(r"```python\n(.*?)```", readme.read_text(), flags=re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     shutil.copy(plain_video, tmp_path / "film.mp4")
     monkeypatch.chdir(tmp_path)
     for example in examples:
         names: dict[str, Any] = {}
         exec(example, names)
         if "batch" in names:
-            assert names["batch"].frames.shape == (2, 384, 384, 3)
+            assert names["batch"].frames.shape[1:] == (384, 384, 3)
+
+
+def test_the_figures_of_the_readme_are_those_of_the_rows():
+    package = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("decode", package / "benchmarks" / "decode.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules["decode"] = benchmark
+    spec.loader.exec_module(benchmark)
+    lines = (package / "benchmarks/results/nvidia-h200-16-cores.jsonl").read_text().splitlines()
+    table = benchmark.format_table([json.loads(line) for line in lines])
+    assert table in (package / "README.md").read_text()

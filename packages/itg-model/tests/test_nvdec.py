@@ -111,7 +111,7 @@ def test_wrong_pixels_are_noticed(video_of, monkeypatch):
     )
     with (
         open_nvdec(video_of("b-frames")) as gpu,
-        pytest.raises(VideoError, match=r"nvdec shows frame .* differently from the CPU"),
+        pytest.raises(VideoError, match=r"nvdec shows frame \d+ differently from the CPU"),
     ):
         list(gpu.stream([3, 20, 40], 3))
 

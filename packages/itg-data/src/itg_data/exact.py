@@ -6,8 +6,9 @@ packet, and tells frames apart by their presentation time. Where packets do not 
 is which, the file is decoded from the start and frames are counted.
 
 Decoders hide damage: they paint over what is lost, and go on predicting from the painted frame.
-So at the first sign of damage the wanted frames are decoded again on one thread, where every
-error belongs to one packet, and a frame counts as good only if no packet from its entry point
+So a frame is given only once all that it may be predicted from has come out sound. At the first
+sign of damage the frames not given yet are decoded again on one thread, where every error belongs
+to one packet, and a frame counts as good only if no packet from its entry point
 up to its own was damaged. (What a codec decodes without complaint, nobody can tell is wrong.)
 """
 

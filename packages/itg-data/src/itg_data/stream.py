@@ -113,11 +113,13 @@ class ChunkStream(Generic[ImageT]):
         for worker in self._workers:
             worker.start()
 
-    def take(self) -> tuple[Int64Array, list[ImageT], Int64Array]:
+    def take(self) -> tuple[Int64Array, list[ImageT], Int64Array] | None:
         """Waits for a chunk: source indices, their images, and source indices of lost frames.
 
+        Returns:
+            The chunk; None behind the last, and once the stream is closed.
+
         Raises:
-            StopIteration: There are no more.
             VideoError: A thread failed, or not one frame of all could be decoded.
         """
         try:
@@ -127,7 +129,7 @@ class ChunkStream(Generic[ImageT]):
             raise
         if taken is None:
             self.close()
-            raise StopIteration
+            return None
         images, lost = taken
         self._num_lost += len(lost)
         if self._num_lost == len(self._wanted):
@@ -167,7 +169,10 @@ class FrameStream(ChunkStream[Image]):
         return self
 
     def __next__(self) -> FrameBatch:
-        source_idx, images, lost = self.take()
+        chunk = self.take()
+        if chunk is None:
+            raise StopIteration
+        source_idx, images, lost = chunk
         return FrameBatch(
             frames=np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8),
             source_idx=source_idx,

@@ -155,9 +155,15 @@ class NvdecStream(ChunkStream[Tensor]):
         return self
 
     def __next__(self) -> GpuFrameBatch:
-        source_idx, surfaces, lost = self.take()
+        chunk = self.take()
+        if chunk is None:
+            raise StopIteration
+        source_idx, surfaces, lost = chunk
         if self._compared in source_idx:
             self._compare(surfaces[source_idx.tolist().index(self._compared)])
+        if self._compared in lost:
+            self.close()
+            raise VideoError(self._path, f"nvdec did not show frame {self._compared}")
         frames = [
             self._finish(torch.stack(surfaces[i : i + _CONVERT_TOGETHER]), self._size)
             for i in range(0, len(surfaces), _CONVERT_TOGETHER)
