@@ -171,6 +171,11 @@ def test_cudnns_kernel_runs_where_it_should(heads, groups, dim, caplog):
     assert "runs as FLASH_ATTENTION instead of cuDNN" in caplog.text
 
 
+def test_eight_bit_layers_have_sides_that_their_products_take():
+    with pytest.raises(ValueError, match=r"multiples of 16, got \[24, 32\]"):
+        Fp8Linear(torch.zeros(24, 32))
+
+
 @pytest.mark.gpu
 def test_eight_bit_layers_are_within_a_few_percent():
     weight = torch.randn(256, 512, device="cuda").bfloat16() * 0.05

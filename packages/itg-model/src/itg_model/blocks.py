@@ -27,6 +27,8 @@ from transformers.models.siglip.modeling_siglip import (
     SiglipVisionEmbeddings,
 )
 
+from itg_model.pixels import as_pixels
+
 
 class VisionTower(SiglipPreTrainedModel):
     """The blocks of a SigLIP vision transformer, without its final norm and pooling head."""
@@ -40,8 +42,9 @@ class VisionTower(SiglipPreTrainedModel):
         self.post_init()
 
     def forward(self, pixels: Tensor, side: int) -> Tensor:
-        """[T, 3, H, W] pixels -> [T, side * side, C] features after the last block, pooled."""
-        hidden = self.encoder(inputs_embeds=self.embeddings(pixels)).last_hidden_state
+        """[T, 3, H, W] pixels, or uint8 frames -> [T, side * side, C] features, pooled."""
+        embedded = self.embeddings(as_pixels(pixels))
+        hidden = self.encoder(inputs_embeds=embedded).last_hidden_state
         return pool(hidden, side)
 
     def reset_position_ids(self, device: torch.device) -> None:
