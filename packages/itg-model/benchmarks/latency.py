@@ -52,7 +52,7 @@ class Benchmark:
     out: Path | None = None
     """Folder for the rows; nothing is written without it."""
 
-    cases: tuple[str, ...] = ("literal", "native", "cold", "many", "sides", "fp8", "nvdec")
+    cases: tuple[str, ...] = ("native", "fp8", "many", "cold", "nvdec", "literal", "sides")
     """Groups of cases to measure."""
 
     clip: Path | None = None
