@@ -147,7 +147,7 @@ def test_a_slow_attention_kernel_is_named_once_with_a_remedy(monkeypatch, caplog
         attention._warn_once("FLASH_ATTENTION", 128)
         attention._warn_once("FLASH_ATTENTION", 128)
     assert len(caplog.records) == 1
-    assert "cuDNN is 90100, 91500 is needed" in caplog.text
+    assert "cuDNN is 90100 and must be 91500" in caplog.text
     assert "LD_LIBRARY_PATH" in caplog.text
 
 
