@@ -1,6 +1,6 @@
 """Measures the way from a video file to the chosen frames, in whole and in parts; a row each.
 
-    uv run python packages/itg-model/benchmarks/latency.py --out packages/itg-model/benchmarks/results
+    cd packages/itg-model/benchmarks; uv run python latency.py --out results
 
 7B shape with random weights, a question of 60 tokens; seconds are medians. The reference's figures
 were measured on the same kind of machine before this code existed (LOG.md names the run); `literal`
@@ -52,7 +52,7 @@ class Benchmark:
     out: Path | None = None
     """Folder for the rows; nothing is written without it."""
 
-    cases: tuple[str, ...] = ("literal", "native", "cold", "many", "sides", "fp8", "nvdec")
+    cases: tuple[str, ...] = ("native", "fp8", "many", "cold", "nvdec", "literal", "sides")
     """Groups of cases to measure."""
 
     clip: Path | None = None

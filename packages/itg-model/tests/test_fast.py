@@ -147,7 +147,7 @@ def test_a_slow_attention_kernel_is_named_once_with_a_remedy(monkeypatch, caplog
         attention._warn_once("FLASH_ATTENTION", 128)
         attention._warn_once("FLASH_ATTENTION", 128)
     assert len(caplog.records) == 1
-    assert "cuDNN is 90100, 91500 is needed" in caplog.text
+    assert "cuDNN is 90100 and must be 91500" in caplog.text
     assert "LD_LIBRARY_PATH" in caplog.text
 
 
@@ -169,6 +169,11 @@ def test_cudnns_kernel_runs_where_it_should(heads, groups, dim, caplog):
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), caplog.at_level(logging.WARNING):
         attention.attend(query, key, value)
     assert "runs as FLASH_ATTENTION instead of cuDNN" in caplog.text
+
+
+def test_eight_bit_layers_have_sides_that_their_products_take():
+    with pytest.raises(ValueError, match=r"multiples of 16, got \[24, 32\]"):
+        Fp8Linear(torch.zeros(24, 32))
 
 
 @pytest.mark.gpu

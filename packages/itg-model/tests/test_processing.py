@@ -6,13 +6,13 @@ import torch
 from itg_model import CheckpointError
 from itg_model.model import VIDEO_TOKEN_ID
 from itg_model.processing import encode_question, load_tokenizer, preprocess_frames
-from transformers import PreTrainedTokenizerFast, SiglipImageProcessor
+from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 30), (3, 24, 24), (2, 5, 200), (2, 97, 131)], ids=str)
 def test_pixels_are_those_of_siglips_own_processor(shape):
     frames = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    processor = SiglipImageProcessor(size={"height": 24, "width": 24}, resample=3)
+    processor = SiglipImageProcessorPil(size={"height": 24, "width": 24}, resample=3)
     wanted = processor(list(frames), return_tensors="pt")["pixel_values"]
     pixels = preprocess_frames(frames, 24)
     assert pixels.shape == (len(frames), 3, 24, 24)

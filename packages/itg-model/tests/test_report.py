@@ -28,7 +28,8 @@ def arguments(checkpoint_dir, video) -> list[str]:
 def test_frames_are_shown_as_they_are_decoded_and_decoded_once(grounder, video, monkeypatch):
     thumbnails, opened = Thumbnails(), []
     monkeypatch.setattr(
-        "itg_model.grounder.open_video", lambda path: (opened.append(path), open_video(path))[1]
+        "itg_model.frames.open_video",
+        lambda path, **options: (opened.append(path), open_video(path, **options))[1],
     )
     selection = grounder.select(video, "where", top_k=3, on_frames=thumbnails.add)
     assert opened == [video]

@@ -29,9 +29,6 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 FRAME_CHUNK = 64
 """Frames that pass the tower at once."""
 
-MAX_CHUNK_BYTES = 256 * 1024**2
-"""Decoded frames held at once; large frames come in fewer."""
-
 
 class TextImageScorer:
     """A dual encoder of transformers as a scorer.

@@ -15,7 +15,8 @@ from itg_kernels.launch import are_aligned, cdiv, launch, next_power_of_2, on_de
 _FP8_MAX = tl.constexpr(448.0)
 _TINY = tl.constexpr(1e-12)
 
-GATE_BLOCK = 4096
+_LONG_ROW = 8192
+"""Rows up to here go in blocks of 1024 columns, which leave few lanes idle; longer ones in 4096."""
 
 
 @triton.jit
@@ -26,7 +27,7 @@ def _scale_of(peak):
 @triton.jit
 def _store(out_ptr, at, y, scale, inside, FP8: tl.constexpr):
     if FP8:
-        y = tl.minimum(tl.maximum(y / scale, -_FP8_MAX), _FP8_MAX)
+        y = tl.minimum(tl.maximum(y * (1 / scale), -_FP8_MAX), _FP8_MAX)
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -160,30 +161,36 @@ def norm_rows(
         (hidden, pending, weight, bias, add_after, out, scales),
         (width, eps),
         (*flags, block),
-        max(1, min(16, block // 512)),
+        max(1, min(16, block // 1024)),
     )
 
 
 def activate_rows(x: Tensor, gated: bool, out: Tensor) -> None:
     """SiLU of the left half times the right half, or tanh GELU, into `out`."""
     num_rows, width = out.shape
-    block = min(GATE_BLOCK, next_power_of_2(width))
+    block, num_warps = _blocks(width)
     grid = (num_rows, cdiv(width, block), 1)
-    _launch(_act_kernel, grid, (x, out), (width,), (gated, block), max(1, block // 512))
+    _launch(_act_kernel, grid, (x, out), (width,), (gated, block), num_warps)
 
 
 def quantise_rows(x: Tensor, act: bool, gated: bool, out: Tensor, scales: Tensor) -> None:
     """The same, or nothing before, in 8 bits."""
     num_rows, width = out.shape
-    block = min(GATE_BLOCK, next_power_of_2(width))
+    block, num_warps = _blocks(width) if act else (min(512, next_power_of_2(width)), 1)
     _launch(
         _act_fp8_kernel,
         (num_rows, 1, 1),
         (x, out, scales),
         (width,),
         (act, gated, block),
-        max(1, block // 512),
+        num_warps,
     )
+
+
+def _blocks(width: int) -> tuple[int, int]:
+    """Columns at once, and warps, as measured for 4304 and 18944 columns."""
+    block = min(1024 if width <= _LONG_ROW else 4096, next_power_of_2(width))
+    return block, max(1, min(16, block // 256 if width > _LONG_ROW else block // 512))
 
 
 def rotate_rows(heads: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:

@@ -73,10 +73,10 @@ def _warn_if_slow(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> N
 @lru_cache
 def _warn_once(chosen: str, head_dim: int) -> None:
     version = torch.backends.cudnn.version() or 0
-    reason = f"cuDNN is {version}, {_MIN_CUDNN} is needed; " if version < _MIN_CUDNN else ""
+    reason = f"cuDNN is {version} and must be {_MIN_CUDNN}; " if version < _MIN_CUDNN else ""
     logger.warning(
         "attention (heads of %d) runs as %s instead of cuDNN's kernel, which is up to 1.8 times as "
-        "fast: %ssee whether LD_LIBRARY_PATH names an older cuDNN, or TORCH_CUDNN_SDPA_ENABLED "
+        "fast. %sLook whether LD_LIBRARY_PATH names an older cuDNN, or TORCH_CUDNN_SDPA_ENABLED "
         "and TORCH_CUDNN_SDPA_DEPRIORITIZED forbid it",
         head_dim,
         chosen,

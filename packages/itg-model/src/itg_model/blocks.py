@@ -26,6 +26,7 @@ from transformers.models.siglip.modeling_siglip import (
 )
 
 from itg_model.packing import PACKED_NAMES
+from itg_model.pixels import as_pixels
 
 
 class VisionTower(SiglipPreTrainedModel):
@@ -40,8 +41,9 @@ class VisionTower(SiglipPreTrainedModel):
         self.post_init()
 
     def forward(self, pixels: Tensor, side: int) -> Tensor:
-        """[T, 3, H, W] pixels -> [T, side * side, C] features after the last block, pooled."""
-        hidden = self.encoder(inputs_embeds=self.embeddings(pixels)).last_hidden_state
+        """[T, 3, H, W] pixels, or uint8 frames -> [T, side * side, C] features, pooled."""
+        embedded = self.embeddings(as_pixels(pixels))
+        hidden = self.encoder(inputs_embeds=embedded).last_hidden_state
         return pool_features(hidden, side)
 
     def reset_position_ids(self, device: torch.device) -> None:

@@ -32,6 +32,7 @@ from transformers.activations import ACT2FN
 from itg_model.attention import attend, preferring_fast_attention
 from itg_model.blocks import Trunk, VisionTower, pool_features, rotary_angles
 from itg_model.linear import Fp8Linear, Linear, Stream
+from itg_model.pixels import as_pixels
 
 MakeLinear = Callable[..., Linear | Fp8Linear]
 _TANH_GELU = "gelu_pytorch_tanh"
@@ -58,14 +59,23 @@ class FastTower(nn.Module):
         self.position_embedding = tower.embeddings.position_embedding
         make = Fp8Linear if fp8 else Linear
         rebuild = partial(_TowerBlock, config=config, make=make)
+        self._kept: dict[tuple[int, torch.device], Tensor | None] = {}
         self.blocks = nn.ModuleList(_taken(tower.encoder.layers, rebuild))
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, side: int) -> Tensor:
-        """[T, 3, H, W] pixels -> [T, side * side, C] features after the last block, pooled."""
+        """Turns frames into features after the last block, pooled.
+
+        Args:
+            pixels: [T, 3, H, W] float, or [T, H, W, 3] uint8.
+            side: Of the pooled grid.
+
+        Returns:
+            [T, side * side, C].
+        """
         num_frames = len(pixels)
-        kept = _patches_read(self.grid_side, side)
-        stream: Stream = self._embed(pixels), None
+        kept = self._patches_read(side, pixels.device)
+        stream: Stream = self._embed(as_pixels(pixels)), None
         with preferring_fast_attention(pixels.device):
             for i, block in enumerate(self.blocks, start=1):
                 last = i == len(self.blocks)
@@ -75,8 +85,14 @@ class FastTower(nn.Module):
         if kept is not None:
             # the others have no weight in the pooled grid
             whole = hidden.new_zeros(num_frames, self.grid_side**2, hidden.shape[-1])
-            hidden = whole.index_copy_(1, kept.to(hidden.device), hidden)
+            hidden = whole.index_copy_(1, kept, hidden)
         return pool_features(hidden, side)
+
+    def _patches_read(self, side: int, device: torch.device) -> Tensor | None:
+        if (side, device) not in self._kept:
+            kept = _patches_read(self.grid_side, side)
+            self._kept[side, device] = None if kept is None else kept.to(device)
+        return self._kept[side, device]
 
     def _embed(self, pixels: Tensor) -> Tensor:
         """[T, 3, H, W] -> [T * P, C]: the convolution, whose windows do not overlap."""
@@ -109,7 +125,6 @@ class _TowerBlock(nn.Module):
         if kept is None:
             mixed = attend(*self._heads(self.qkv(x), num_frames))
         else:
-            kept = kept.to(hidden.device)
             hidden = _keep(hidden, num_frames, kept)
             mixed = self._attend_kept(x, num_frames, kept)
         stream = self.out.add_to(hidden, _rounded(mixed.flatten(0, 1), self.out))

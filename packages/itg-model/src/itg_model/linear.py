@@ -70,12 +70,19 @@ class Fp8Linear(nn.Module):
     Args:
         weight: [N, K] in bfloat16; both sides multiples of 16.
         bias: [N], or None.
+
+    Raises:
+        ValueError: A side of the weight is no multiple of 16.
     """
 
     fp8 = True
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
+        if any(side % 16 for side in weight.shape):
+            raise ValueError(
+                f"precision fp8 needs layers whose sides are multiples of 16, got {[*weight.shape]}"
+            )
         values, scales = quantise_rows(weight.detach().contiguous())
         self.weight: Tensor
         self.scales: Tensor

@@ -30,7 +30,6 @@ from itg_model.config import FrameGroundingConfig, TowerConfig, read_config
 from itg_model.fast import FastTower, FastTrunk
 from itg_model.linear import check_fp8
 from itg_model.packing import packed_name
-from itg_model.pixels import scale_frames
 
 VIDEO_TOKEN_ID = -200
 """Stands in `input_ids` where the video's tokens go."""
@@ -224,10 +223,7 @@ class FrameGroundingModel(nn.Module):
             raise ValueError(f"frame_chunk must be >= 1, got {frame_chunk}")
         features = []
         for chunk in pixels.split(frame_chunk):
-            chunk = chunk.to(self.device, non_blocking=True)
-            if chunk.dtype == torch.uint8:
-                chunk = scale_frames(chunk)
-            features.append(self.tower(chunk, side))
+            features.append(self.tower(chunk.to(self.device, non_blocking=True), side))
         return torch.cat(features)
 
     def _check_pixels(self, pixels: Tensor) -> None:

@@ -17,6 +17,11 @@ def scale_frames(frames: Tensor) -> Tensor:
     return _table(frames.device)[frames.int()].permute(0, 3, 1, 2)
 
 
+def as_pixels(frames: Tensor) -> Tensor:
+    """Scales uint8 frames; floats are pixels already."""
+    return scale_frames(frames) if frames.dtype == torch.uint8 else frames
+
+
 @lru_cache
 def _table(device: torch.device) -> Tensor:
     return torch.from_numpy(NORMALISED).to(device)
