@@ -139,7 +139,7 @@ one \\
   ```
 <!-- output varies -->
 ```console
-$ itg-x show
+$ itg-data show
 3.1
 $ true
 ```
@@ -147,8 +147,8 @@ $ true
     first, second, third = doc_commands.blocks_of("a.md", page)
     assert first == Block(page="a.md", line=1, language="bash", text="one \\\n  --two")
     assert (second.mark, second.note, second.text) == ("not run", "needs a GPU", "itg-x go --fast")
-    assert doc_commands.steps_of(third) == [("itg-x show", None), ("true", None)]
-    assert doc_commands.commands_in(third) == [["itg-x", "show"]]
+    assert doc_commands.steps_of(third) == [("itg-data show", None), ("true", None)]
+    assert doc_commands.commands_in(third) == [["itg-data", "show"]]
     with pytest.raises(ValueError, match=r"b\.md:1: the block is not closed"):
         list(doc_commands.blocks_of("b.md", "```bash\nls\n"))
 
@@ -177,4 +177,4 @@ def test_commands_are_found_behind_what_starts_them():
         "pip install uv && OMP=1 uv run --package x itg-x --a # --b\npython3 x/run.py --c | tee d"
     )
     block = Block(page="a.md", line=1, language="bash", text=text)
-    assert doc_commands.commands_in(block) == [["itg-x", "--a"], ["python3", "x/run.py", "--c"]]
+    assert doc_commands.commands_in(block) == [["itg-train", "--a"], ["python3", "x/run.py", "--c"]]
