@@ -173,8 +173,7 @@ def test_an_option_that_the_command_does_not_have_is_named():
 
 
 def test_commands_are_found_behind_what_starts_them():
-    text = (
-        "pip install uv && OMP=1 uv run --package x itg-x --a # --b\npython3 x/run.py --c | tee d"
-    )
+    text = "pip install itg-data && A=1 uv run --package itg-eval itg-train --a # --b\n"
+    text += "python3 x/run.py --c | tee d"
     block = Block(page="a.md", line=1, language="bash", text=text)
     assert doc_commands.commands_in(block) == [["itg-train", "--a"], ["python3", "x/run.py", "--c"]]
