@@ -21,7 +21,7 @@ from pathlib import Path
 
 import workspace
 
-OURS = re.compile(r"itg-[a-z]+|python3?|torchrun")
+OURS = re.compile(r"itg-(data|select|train|eval)|python3?")
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^`\n]*)$")
 _MARK = re.compile(r"<!--\s*(not run|run instead|output varies):?\s*(.*?)\s*-->")
@@ -116,11 +116,23 @@ def commands_in(block: Block) -> list[list[str]]:
                 words = shlex.split(part)
             except ValueError:
                 continue
-            while words and not OURS.fullmatch(words[0]):
-                words = words[1:]
-            if words and (words[0].startswith("itg-") or any(w.endswith(".py") for w in words)):
-                found.append(words)
+            words = _without_launcher(words)
+            if words and OURS.fullmatch(Path(words[0]).name):
+                if words[0].startswith("python") and not "".join(words[1:2]).endswith(".py"):
+                    continue
+                found.append([Path(words[0]).name, *words[1:]])
     return found
+
+
+def _without_launcher(words: list[str]) -> list[str]:
+    """Drops what stands before the command: variables, and `uv run` with its options."""
+    while words and re.fullmatch(r"\w+=.*", words[0]):
+        words = words[1:]
+    if words[:2] == ["uv", "run"]:
+        words = words[2:]
+        while words and words[0].startswith("--"):
+            words = words[2 if words[0] in ("--package", "--extra", "--group") else 1 :]
+    return words
 
 
 def unknown_options(words: list[str], ask_help: Callable[[list[str]], str]) -> list[str]:

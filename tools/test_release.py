@@ -67,6 +67,12 @@ def test_each_package_s_release_passes_its_rehearsal(package, tmp_path, capsys):
     assert built == {".whl", ".gz"}
 
 
+def test_a_rehearsal_can_be_repeated_where_it_was_done(tmp_path):
+    for _ in range(2):
+        assert release.main(["itg-data", "--dry-run", "--out-dir", str(tmp_path)]) == 0
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("itg_")]) == 2
+
+
 @pytest.mark.parametrize("member", workspace.members().values(), ids=lambda m: m.name)
 def test_every_waiting_sentence_reaches_the_changelog(member):
     towncrier = [sys.executable, "-m", "towncrier"]
