@@ -1,3 +1,4 @@
+import fcntl
 import hashlib
 import json
 import os
@@ -268,3 +269,14 @@ def test_a_set_that_another_process_wrote_meanwhile_is_taken(tmp_path):
     records = load_or_write_dataset(root, SMALL, progress=write_the_same_first)
     assert records == load_or_write_dataset(root, SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    left, living = tmp_path / ".set-left", tmp_path / ".set-living"
+    for folder in (left, living):
+        (folder / "videos").mkdir(parents=True)
+    handle = os.open(living, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    load_or_write_dataset(tmp_path / "set", SMALL)
+    os.close(handle)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set-living", "set"]

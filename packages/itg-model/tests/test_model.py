@@ -275,3 +275,17 @@ def test_a_model_in_bfloat16_scores_close_to_float32(tiny_model):
         logits = tiny_model.bfloat16()(pixels, ids).logits
     assert all(x.dtype == torch.float32 for x in logits)
     assert (torch.cat(logits) - exact).abs().max() < 0.1 * exact.std() + 0.05
+
+
+def test_a_causal_trunk_hides_what_comes_later(tiny_model):
+    width = tiny_model.config.text.hidden_size
+    embeds = torch.randn(9, width)
+    changed = embeds.clone()
+    changed[3] += 1
+    with torch.no_grad():
+        before = tiny_model.trunk(embeds, [5, 4], is_causal=True)
+        after = tiny_model.trunk(changed, [5, 4], is_causal=True)
+        both_ways = tiny_model.trunk(changed, [5, 4]) - tiny_model.trunk(embeds, [5, 4])
+    moved = (before != after).any(dim=1).tolist()
+    assert moved == [False] * 3 + [True] * 2 + [False] * 4
+    assert both_ways.abs().amax(dim=1)[:5].min() > 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from itg_model import CheckpointError, FrameGroundingModel, weights
+from itg_model.config import FrameGroundingConfig, read_config
 from itg_model.model import VIDEO_TOKEN_ID
 from safetensors.torch import load_file, save_file
 
@@ -275,3 +276,44 @@ def test_a_save_that_fails_half_way_leaves_the_old_checkpoint(
         weights.write_checkpoint(tmp_path, tiny_model.config, state, max_bytes)
     assert torch.equal(FrameGroundingModel.from_pretrained(tmp_path).head.weight, old)
     assert not [name for name in names_in(tmp_path) if name.endswith(".part")]
+
+
+def test_what_was_published_is_written_again_under_the_same_names(
+    parity_dir, published, siglip_config, tmp_path, logits
+):
+    model = FrameGroundingModel.from_pretrained(parity_dir, vision_config=siglip_config)
+    weights.write_checkpoint(tmp_path, model.config, model.state_dict(), published=True)
+    written = load_file(tmp_path / "model.safetensors")
+    # the last block, the final norm and the pooling head of the tower have no part in a score
+    last = siglip_config["num_hidden_layers"] - 1
+    unused = re.compile(rf"{re.escape(TOWER)}(post_layernorm|head|encoder\.layers\.{last})\.")
+    assert set(written) == {name for name in published if not unused.match(name)}
+    assert all(torch.equal(tensor, published[name]) for name, tensor in written.items())
+    assert torch.equal(logits(tmp_path), logits(parity_dir))
+
+
+def test_a_published_config_says_what_the_references_own_says(parity_dir, siglip_config, tmp_path):
+    model = FrameGroundingModel.from_pretrained(parity_dir, vision_config=siglip_config)
+    found = model.config.to_published_json(torch.float32)
+    theirs = json.loads((parity_dir / "config.json").read_text())
+    # the tower there has a name that nobody knows, and the type of the weights none
+    unequal = {"mm_vision_tower", "max_position_embeddings", "torch_dtype"}
+    names = set(theirs) & set(found) - unequal
+    assert len(names) > 20
+    assert {name: found[name] for name in names} == {name: theirs[name] for name in names}
+    whole = FrameGroundingConfig()
+    assert FrameGroundingConfig.from_json(whole.to_published_json(torch.bfloat16)) == whole
+
+
+def test_what_a_start_may_lack_is_left_out_and_what_it_must_have_is_named(
+    published, checkpoint, siglip_config
+):
+    cut = {name: tensor for name, tensor in published.items() if not name.startswith("out_proj")}
+    directory = checkpoint(cut)
+    model = FrameGroundingModel(read_config(directory, siglip_config))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    given = (directory, shapes, torch.float32, torch.device("cpu"))
+    state = weights.read_weights(*given, may_lack=("head.",))
+    assert set(shapes) - set(state) == {"head.weight", "head.bias"}
+    with pytest.raises(CheckpointError, match=r"missing head\.weight"):
+        weights.read_weights(*given)

@@ -27,7 +27,7 @@ import torch
 from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
 from itg_model.model import VIDEO_TOKEN_ID
 from itg_train import engine
-from itg_train.build import build, compile_blocks
+from itg_train.build import build, make_module
 from itg_train.config import EngineConfig, TrainConfig
 from itg_train.dataset import Group, VideoSample
 from itg_train.engine import Processes
@@ -35,7 +35,6 @@ from itg_train.features import FeatureStore, StoredFeatures, fingerprint_tower
 from itg_train.flops import peak_flops
 from itg_train.loader import Pass, Planner, StepBatch, iterate_steps
 from itg_train.loop import make_planner
-from itg_train.loss import GroundingLoss
 from itg_train.measure import StepTimer, count_step, peak_memory_gib
 from itg_train.parameters import choose_trainable
 from itg_train.prepare import Prepared
@@ -78,9 +77,11 @@ class RandomTask:
     """Random ids; every tenth frame is relevant."""
 
     def encode(self, record: RandomQuestion) -> torch.Tensor:
+        """The video, and one word again and again."""
         return torch.tensor([VIDEO_TOKEN_ID] + [7] * record.num_tokens)
 
     def label(self, record: RandomQuestion, time_s: np.ndarray) -> torch.Tensor:
+        """[T]."""
         return (torch.arange(len(time_s)) % 10 == 0).float()
 
 
@@ -105,6 +106,7 @@ class RandomVideos:
         return len(self.groups)
 
     def load(self, place: int, questions: Sequence[int]) -> VideoSample:
+        """Frames from memory, or features from the store."""
         group = self.groups[place]
         records = tuple(group.records[i] for i in questions)
         stored = self.store.read(group.video) if self.store else None
@@ -119,6 +121,7 @@ class RandomVideos:
 
 
 def make_config(args: argparse.Namespace) -> TrainConfig:
+    """The recipe, with what the arguments change."""
     recipe = videoitg_7b()
     tiny = args.shape == "tiny"
     return replace(
@@ -135,7 +138,6 @@ def make_config(args: argparse.Namespace) -> TrainConfig:
             zero_stage=args.zero_stage,
             recompute=args.recompute,
             layers_recomputed=args.layers_recomputed,
-            compile=args.compile,
             max_group_numel=0 if tiny else args.max_group_numel,
         ),
         num_steps=args.warm_up + args.steps,
@@ -161,6 +163,7 @@ def pick_seed(config: TrainConfig, videos: RandomVideos, args: argparse.Namespac
 
 
 def planner_of(config: TrainConfig, videos: RandomVideos, num_processes: int) -> Planner:
+    """What a run's planner would say of these videos."""
     prepared = Prepared(
         train=cast(Any, videos), heldout=cast(Any, videos), tokenizer=cast(Any, None)
     )
@@ -198,9 +201,9 @@ def run_steps(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     prepared = Prepared(
         train=cast(Any, videos), heldout=cast(Any, videos), tokenizer=cast(Any, None)
     )
-    model, trained = build(config, processes, prepared, RunDir(config.run_dir))
+    module, trained = build(config, processes, prepared, RunDir(config.run_dir))
     if args.features:
-        fill_store(videos, config, args, fingerprint_tower(model.tower))
+        fill_store(videos, config, args, fingerprint_tower(module.model.tower))
     planner = planner_of(config, videos, processes.world_size)
     on_gpu = processes.device.type == "cuda"
     batches = iterate_steps(planner, processes.rank, 0, config.num_steps, args.workers, pin=on_gpu)
@@ -232,17 +235,9 @@ def run_forward_backward(args: argparse.Namespace, processes: Processes) -> dict
     """One sample at the largest side, forward and backward, without an optimizer."""
     config = make_config(args)
     videos = RandomVideos(args, config.model)
-    torch.set_default_dtype(torch.bfloat16)
-    with processes.device:
-        from itg_model.model import FrameGroundingModel
-
-        model = FrameGroundingModel(config.model).train()
-    torch.set_default_dtype(torch.float32)
-    choose_trainable(model, config.trainable)
-    recompute(model, config.engine, tower=False)
-    if args.compile:
-        compile_blocks(model)
-    module = GroundingLoss(model, config.frame_chunk)
+    module = make_module(config, processes.device)
+    choose_trainable(module, config.trainable)
+    recompute(module.model, config.engine, tower=False)
     side = config.model.pooled_side(args.frames)
     sample = replace(videos.load(0, [0]), sides=(side,))
     frames = sample.frames.to(processes.device, torch.bfloat16)
@@ -254,7 +249,7 @@ def run_forward_backward(args: argparse.Namespace, processes: Processes) -> dict
     batch = Pass(samples=(replace(sample, frames=frames),))
     seconds = []
     for _ in range(args.warm_up + args.steps):
-        model.zero_grad(set_to_none=False)
+        module.zero_grad(set_to_none=False)
         synchronize(processes)
         started_s = time.perf_counter()
         module(batch).backward()
@@ -276,20 +271,24 @@ def run_forward_backward(args: argparse.Namespace, processes: Processes) -> dict
 
 
 def synchronize(processes: Processes) -> None:
+    """Waits for the GPU, if there is one."""
     if processes.device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def gpu_name() -> str | None:
+    """As the driver says it."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def git_sha() -> str | None:
+    """The commit that is measured."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=["forward-backward", "step"], required=True)
     parser.add_argument("--name", help="name of the row; by default made of the case")
@@ -305,7 +304,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens-per-pass", type=int, default=15360)
     parser.add_argument("--recompute", default="everything")
     parser.add_argument("--layers-recomputed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--zero-stage", type=int, default=1)
     parser.add_argument("--max-group-numel", type=int, default=300_000_000)
     parser.add_argument("--warm-up", type=int, default=2)
@@ -317,6 +315,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measures one case and adds its row."""
     args = parse()
     processes = engine.join_processes(EngineConfig())
     measure = {"step": run_steps, "forward-backward": run_forward_backward}[args.case]
@@ -329,7 +328,7 @@ def main() -> None:
         "question_tokens": args.question_tokens,
         **found,
         **{k: getattr(args, k) for k in ("groups_per_step", "tokens_per_pass", "recompute")},
-        **{k: getattr(args, k) for k in ("layers_recomputed", "compile", "zero_stage", "shape")},
+        **{k: getattr(args, k) for k in ("layers_recomputed", "zero_stage", "shape")},
         "gpu": gpu_name(),
         "torch": torch.__version__,
         "git_sha": args.git_sha,

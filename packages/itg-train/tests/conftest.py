@@ -8,6 +8,8 @@ from itg_data.sampling import SamplingConfig
 from itg_data.synthetic import SyntheticConfig, load_or_write_dataset
 from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
 from itg_train.dataset import VideoDataset
+from itg_train.grounding import GroundingTask
+from itg_train.index import index_videos
 from itg_train.tokenizer import train_tokenizer
 
 TINY_SET = SyntheticConfig(num_train=3, num_heldout=1, duration_s=12, fps=2, height=32, width=48)
@@ -42,13 +44,21 @@ def scripted(tmp_path_factory) -> tuple[Path, list[GroundingRecord]]:
 
 
 @pytest.fixture
-def make_dataset(scripted):
-    def make(cache_bytes: int = 2**30, root: Path | None = None, split: str = "train"):
+def make_dataset(scripted, tmp_path):
+    def make(
+        cache_bytes: int = 2**30,
+        root: Path | None = None,
+        split: str = "train",
+        questions_per_group: int = 0,
+    ):
         records = [record for record in scripted[1] if record.split == split]
-        tokenizer = train_tokenizer([record.question for record in records], 300)
+        task = GroundingTask(train_tokenizer([record.question for record in records], 300))
         size = TINY_MODEL.vision.image_size
         home = scripted[0] if root is None else root
-        return VideoDataset(records, home, tokenizer, size, SamplingConfig(), cache_bytes)
+        facts = index_videos(home, [record.video for record in records], tmp_path / "index", 2)
+        return VideoDataset(
+            records, home, facts, task, size, SamplingConfig(), cache_bytes, questions_per_group
+        )
 
     return make
 

@@ -1,5 +1,5 @@
 import pytest
-from itg_train.cli import main, parse
+from itg_train.cli import main, parse, take_nproc
 from itg_train.config import OptimConfig
 from itg_train.recipes import RECIPES
 
@@ -34,6 +34,11 @@ def test_help_names_the_recipes_and_explains_the_options(capsys):
         (["--seed", "-1"], "seed must be >= 0, got -1"),
         (["--data.synthetic.seed", "-1"], "synthetic.seed must be >= 0, got -1"),
         (["--model.text.vocab-size", "100"], "vocab_size must be >= 257"),
+        (["--nproc", "none"], "--nproc must be a number of processes, got 'none'"),
+        (["--trainable.lora-rank", "0"], "trainable.lora_rank must be >= 1, got 0"),
+        (["--engine.offload", "optimizer", "--engine.zero-stage", "0"], "engine.offload needs"),
+        (["--data.annotations", "x.json"], "pass data.root as well"),
+        (["--data.features-dir", "x"], "data.features_dir is x"),
         (["--model.vision-token-num", "8"], "data.sampling.max_frames must be <="),
         (["--model.vision-token-num", "1024"], "model.vision_token_num must be <"),
     ],
@@ -91,3 +96,39 @@ def test_a_run_that_finds_no_data_leaves_its_folder_to_the_corrected_command(tmp
     assert main([*flags, "--engine.device", "cpu"]) == 2
     assert "typo" in capsys.readouterr().err
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_the_number_of_processes_may_stand_anywhere_and_deepspeeds_own_word_is_dropped():
+    words = ["scripted-small", "--nproc", "3", "--seed", "1", "--local_rank=2"]
+    assert take_nproc(words) == (["scripted-small", "--seed", "1"], 3)
+    assert take_nproc(["--nproc=2"]) == ([], 2)
+    assert take_nproc([]) == ([], 1)
+
+
+def test_a_missing_root_is_refused_in_one_line(tmp_path, capsys):
+    flags = ["--run-dir", str(tmp_path / "run"), "--data.root", str(tmp_path / "gone")]
+    assert main([*flags, "--engine.device", "cpu"]) == 2
+    assert "gone: no such folder" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_wandb_asked_for_and_not_installed_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    flags = ["--run-dir", str(tmp_path / "run"), "--wandb-project", "mine"]
+    assert main([*flags, "--engine.device", "cpu"]) == 2
+    assert "wandb is not installed" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_a_whole_config_with_a_first_line(name):
+    assert RECIPES[name]().run_dir.name == name
+    assert len((RECIPES[name].__doc__ or "").splitlines()[0]) > 20
+
+
+def test_the_reference_recipe_has_the_references_rates_and_batch():
+    config = RECIPES["videoitg-7b"]()
+    assert (config.optim.lr, config.optim.head_lr, config.optim.projector_lr) == (2e-5, 2e-4, 2e-4)
+    assert config.groups_per_step * config.data.questions_per_group == 128
+    assert (config.data.sampling.max_frames, config.data.pad_token_id) == (1024, 0)
+    assert config.random_pooled_side
+    assert not config.trainable.tower
+    assert config.optim.max_grad_norm == 0

@@ -1,48 +1,14 @@
 import shutil
-from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from itg_data.errors import VideoError
 from itg_data.records import label_frames
-from itg_train.dataset import Order, iterate_batches
-
-
-def test_each_epoch_takes_every_video_once():
-    order = Order(num_videos=7, videos_per_step=2, seed=3)
-    places = [place for step in range(14) for place in order.places(step)]
-    for epoch in range(4):
-        assert sorted(places[7 * epoch : 7 * (epoch + 1)]) == list(range(7))
-    assert places[:7] != places[7:14]
-
-
-def test_processes_share_the_sequence_of_a_single_one():
-    alone = Order(num_videos=11, videos_per_step=4, seed=1)
-    pair = [
-        Order(num_videos=11, videos_per_step=2, rank=rank, world_size=2, seed=1)
-        for rank in range(2)
-    ]
-    for step in range(9):
-        assert alone.places(step) == [place for order in pair for place in order.places(step)]
-
-
-def test_another_seed_gives_another_order():
-    orders = [Order(num_videos=50, videos_per_step=10, seed=seed).places(0) for seed in (0, 1)]
-    assert orders[0] != orders[1]
-
-
-def test_an_order_over_nothing_is_refused():
-    with pytest.raises(ValueError, match="no video to train on"):
-        Order(num_videos=0, videos_per_step=1)
-
-
-def test_batches_that_start_late_are_those_of_a_run_that_did_not_stop(make_dataset):
-    dataset = make_dataset()
-    order = Order(num_videos=len(dataset), videos_per_step=2, seed=0)
-    whole = [[s.video for s in batch.samples] for batch in iterate_batches(dataset, order, 0, 6)]
-    late = [[s.video for s in batch.samples] for batch in iterate_batches(dataset, order, 4, 6)]
-    assert len(whole) == 6
-    assert late == whole[4:]
+from itg_train.dataset import VideoDataset
+from itg_train.features import FeatureStore, StoredFeatures, fingerprint_tower
+from itg_train.index import index_videos
+from PIL import Image
 
 
 def test_a_sample_holds_all_questions_of_its_video_with_labels_from_their_spans(make_dataset):
@@ -51,55 +17,117 @@ def test_a_sample_holds_all_questions_of_its_video_with_labels_from_their_spans(
     assert {record.video for record in sample.records} == {sample.video}
     for record, label in zip(sample.records, sample.labels, strict=True):
         assert np.array_equal(label.numpy() == 1, label_frames(sample.time_s, record.spans))
-    assert sample.pixels.shape == (12, 3, 32, 32)
+    assert sample.frames.shape == (12, 3, 32, 32)
+
+
+def test_groups_hold_at_most_so_many_questions_of_one_video_and_none_is_lost(make_dataset):
+    dataset = make_dataset(questions_per_group=2)
+    assert max(len(group.records) for group in dataset.groups) == 2
+    assert all(len({r.video for r in group.records}) == 1 for group in dataset.groups)
+    ids = [r.id for group in dataset.groups for r in group.records]
+    assert sorted(ids) == sorted(r.id for g in make_dataset().groups for r in g.records)
 
 
 def test_the_cache_never_holds_more_than_it_may(make_dataset):
     num_bytes = make_dataset().load(0).num_bytes
     dataset = make_dataset(cache_bytes=2 * num_bytes)
-    first = dataset.load(0)
-    assert dataset.load(0) is first
+    first = dataset.load(0).frames
+    assert dataset.load(0).frames is first
     dataset.load(1)
     dataset.load(2)
-    assert dataset.load(0) is not first
-    assert make_dataset(cache_bytes=0).load(0).video == first.video
+    assert dataset.load(0).frames is not first
 
 
 def test_unreadable_videos_are_named_and_dropped_and_no_other_takes_their_place(
-    make_dataset, scripted, tmp_path, caplog
+    make_dataset, scripted, tmp_path
 ):
     root = tmp_path / "set"
     shutil.copytree(scripted[0], root)
-    names = make_dataset(root=root).videos
+    names = [group.video for group in make_dataset(root=root).groups]
     (root / names[0]).unlink()
     (root / names[2]).write_bytes(b"not a video")
     dataset = make_dataset(root=root)
-    dropped = dataset.drop_unreadable()
-    assert set(dropped) == {names[0], names[2]}
-    assert dataset.videos == [names[1]]
-    assert all(names[i] in caplog.text for i in (0, 2))
-    counts = Counter(
-        place
-        for step in range(5)
-        for place in Order(num_videos=len(dataset), videos_per_step=1).places(step)
+    assert set(dataset.dropped) == {names[0], names[2]}
+    assert dataset.dropped[names[0]] == "no such file"
+    assert [group.video for group in dataset.groups] == [names[1]]
+
+
+def test_a_video_is_looked_at_once_and_again_only_when_its_file_changed(
+    scripted, tmp_path, monkeypatch
+):
+    root = tmp_path / "set"
+    shutil.copytree(scripted[0], root)
+    videos = [record.video for record in scripted[1]]
+    first = index_videos(root, videos, tmp_path / "index", 2)
+    seen = []
+
+    def look(root, video):
+        seen.append(video)
+        return first[video]
+
+    monkeypatch.setattr("itg_train.index._look_at", look)
+    assert index_videos(root, videos, tmp_path / "index", 2) == first
+    assert seen == []
+    shutil.copy(root / videos[-1], root / videos[0])
+    index_videos(root, videos, tmp_path / "index", 2)
+    assert seen == [videos[0]]
+
+
+def test_images_are_videos_of_one_frame_and_broken_ones_are_dropped(tmp_path):
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "red.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "red.png").read_bytes()[:40])
+    facts = index_videos(tmp_path, ["red.png", "broken.png"], tmp_path / "index", 1)
+    assert facts["red.png"].num_frames == 1
+    assert facts["broken.png"].reason
+
+
+@pytest.fixture
+def with_store(make_dataset, tiny_model_config, tmp_path):
+    from itg_model.model import FrameGroundingModel
+
+    def attach(dataset: VideoDataset, seed: int = 0) -> VideoDataset:
+        torch.manual_seed(seed)
+        sha256 = fingerprint_tower(FrameGroundingModel(tiny_model_config).tower)
+        directory = tmp_path / "features"
+        dataset.store = FeatureStore(
+            directory, dataset.root, sha256, dataset.sampling, pooled=False
+        )
+        return dataset
+
+    return attach
+
+
+def test_stored_features_stand_in_for_decoding(make_dataset, with_store, monkeypatch):
+    dataset = with_store(make_dataset())
+    features = torch.rand(12, 16, 16)
+    video = dataset.groups[0].video
+    dataset.store.write_later(
+        video, StoredFeatures(features=features, time_s=np.arange(12, dtype=float))
     )
-    assert counts == {0: 5}
+    dataset.store.finish()
+    monkeypatch.setattr("itg_train.dataset.open_video", None)
+    sample = dataset.load(0)
+    assert sample.has_features
+    assert sample.store is None
+    assert torch.equal(sample.frames, features)
 
 
-def test_a_video_that_vanishes_later_stops_the_run_by_name(make_dataset, scripted, tmp_path):
+def test_features_of_another_tower_or_a_cut_off_file_are_none(make_dataset, with_store):
+    dataset = with_store(make_dataset())
+    video = dataset.groups[0].video
+    stored = StoredFeatures(features=torch.rand(12, 16, 16), time_s=np.zeros(12))
+    dataset.store.write(video, stored)
+    assert dataset.store.read(video) is not None
+    assert with_store(make_dataset(), seed=1).store.read(video) is None
+    path = dataset.store.path(video)
+    path.write_bytes(path.read_bytes()[:100])
+    assert dataset.store.read(video) is None
+
+
+def test_a_video_that_vanished_is_an_error_of_its_own_name(make_dataset, scripted, tmp_path):
     root = tmp_path / "set"
     shutil.copytree(scripted[0], root)
     dataset = make_dataset(root=root)
-    (root / dataset.videos[1]).unlink()
-    with pytest.raises(VideoError, match=dataset.videos[1]):
-        list(iterate_batches(dataset, Order(num_videos=3, videos_per_step=1), 0, 3))
-
-
-def test_weights_make_the_mean_over_processes_a_mean_over_questions(make_dataset):
-    dataset = make_dataset()
-    pair = [Order(num_videos=3, videos_per_step=1, rank=r, world_size=2) for r in range(2)]
-    runs = zip(*(iterate_batches(dataset, order, 0, 5) for order in pair), strict=True)
-    for batches in runs:
-        counts = np.array([len(batch.samples[0].records) for batch in batches])
-        weights = np.array([batch.weight for batch in batches])
-        assert weights / 2 == pytest.approx(counts / counts.sum())
+    (root / dataset.groups[1].video).unlink()
+    with pytest.raises(VideoError, match=dataset.groups[1].video):
+        dataset.load(1)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from itg_model.model import FrameGroundingModel
 from itg_train import evaluate as evaluation
-from itg_train.evaluate import evaluate, format_table
+from itg_train.evaluate import evaluate, format_table, summarize
 
 
 @pytest.fixture
@@ -13,13 +13,15 @@ def report(tiny_model_config, make_dataset):
     told = []
     found = evaluate(model, make_dataset(), seed=0, advance=lambda done, note: told.append(done))
     assert told == [1, 2, 3]
-    return found
+    return summarize([found])
 
 
 def test_every_question_counts_once_for_its_type_and_once_for_all(report, make_dataset):
     counts = {name: of_type["grounder"]["num_questions"] for name, of_type in report.items()}
     total = counts.pop("all")
-    assert total == sum(counts.values()) == sum(map(len, make_dataset().by_video.values()))
+    assert (
+        total == sum(counts.values()) == sum(len(group.records) for group in make_dataset().groups)
+    )
 
 
 def test_scores_that_are_the_labels_are_perfect_and_their_negative_is_not(
@@ -29,10 +31,12 @@ def test_scores_that_are_the_labels_are_perfect_and_their_negative_is_not(
         monkeypatch.setattr(
             evaluation,
             "_score_questions",
-            lambda model, sample, sign=sign: [sign * label.numpy() for label in sample.labels],
+            lambda model, sample, chunk, sign=sign: [
+                sign * label.numpy() for label in sample.labels
+            ],
         )
         model = FrameGroundingModel(tiny_model_config)
-        found = evaluate(model, make_dataset(), 0, lambda done, note: None)
+        found = summarize([evaluate(model, make_dataset(), 0, lambda done, note: None)])
         precision = found["semantic"]["grounder"]["average_precision"]
         if expected is None:
             assert precision < 0.5
@@ -62,7 +66,22 @@ def test_values_are_means_over_questions_scored_one_by_one(report, tiny_model_co
         sample = dataset.load(place)
         for ids, label in zip(sample.input_ids, sample.labels, strict=True):
             with torch.no_grad():
-                logits = model([sample.pixels], [ids]).logits[0]
+                logits = model([sample.frames], [ids]).logits[0]
             best = logits.argsort(descending=True, stable=True)[:2]  # a tenth of 12, rounded up
             found.append(float(label[best].sum() / label.sum()))
     assert report["all"]["grounder"]["recall@10%"] == pytest.approx(np.mean(found))
+
+
+def test_processes_that_share_the_videos_measure_what_one_measures(
+    report, tiny_model_config, make_dataset
+):
+    torch.manual_seed(0)
+    model = FrameGroundingModel(tiny_model_config)
+    dataset = make_dataset()
+    parts = [
+        evaluate(model, dataset, 0, lambda done, note: None, places=range(rank, 3, 2))
+        for rank in range(2)
+    ]
+    together = summarize(parts)
+    for method, means in report["all"].items():
+        assert together["all"][method] == pytest.approx(means)

@@ -1,11 +1,13 @@
-"""Whole runs in processes of their own, as users start them: resuming, killing, two processes."""
+"""Whole runs in processes of their own, as users start them: killed, resumed, shared, resharded."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,15 +36,17 @@ OPTIONS = {
     "data.sampling.max-frames": 48,
     "num-steps": NUM_STEPS,
     "save-every": 10,
-    "videos-per-step": 1,
+    "groups-per-step": 1,
     "engine.device": "cpu",
 }
 
 
-def start(home: Path, name: str, *changes: str, launcher=("-m", "itg_train")) -> subprocess.Popen:
+def start(
+    home: Path, name: str, *changes: str, recipe: str = "scripted-small", **options: Any
+) -> subprocess.Popen:
     """Starts a run in a bare environment: no compiler on the path, no cache but its own."""
-    options = OPTIONS | {"run-dir": home / name, "data.cache-dir": home / "data"}
-    flags = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
+    given = OPTIONS | {"run-dir": home / name, "data.cache-dir": home / "data"}
+    flags = [str(word) for key, value in given.items() for word in (f"--{key}", value)]
     environment = {
         "PATH": str(Path(sys.executable).parent),
         "HOME": str(home),
@@ -51,12 +55,13 @@ def start(home: Path, name: str, *changes: str, launcher=("-m", "itg_train")) ->
         "TORCH_EXTENSIONS_DIR": str(home / "extensions"),
     }
     return subprocess.Popen(
-        [sys.executable, *launcher, *flags, *changes],
+        [sys.executable, "-m", "itg_train", recipe, *flags, *changes],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=home,
+        **options,
     )
 
 
@@ -134,18 +139,75 @@ def test_a_finished_run_started_again_shows_its_results_and_trains_no_more(unint
     assert (uninterrupted[0] / "metrics.jsonl").read_bytes() == before
 
 
-def test_two_processes_learn_what_one_learns_from_as_many_videos(home):
-    # a single process keeps all of the optimizer's state, two divide it and the gradients
-    finish(start(home, "one", "--videos-per-step", "2"))
-    zero = ("--engine.zero-stage", "2")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    pair = start(home, "two", *zero, launcher=(*launcher, "-m", "itg_train"))
-    assert finish(pair).count("Held-out videos") == 1
-    losses = [read_metrics(home / name, "loss") for name in ("one", "two")]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+PACKED = ("--groups-per-step", "2", "--data.questions-per-group", "3", "--random-pooled-side")
 
 
-def test_bfloat16_and_drawn_sides_and_recomputation_run(home):
-    changes = ("--engine.dtype", "bfloat16", "--random-pooled-side", "--gradient-checkpointing")
-    finish(start(home, "mixed", *changes))
-    assert all(0 < loss < 10 for loss in read_metrics(home / "mixed", "loss"))
+@pytest.fixture(scope="module")
+def packed(home):
+    finish(start(home, "packed", *PACKED))
+    return read_metrics(home / "packed", "loss")
+
+
+def test_two_processes_with_many_passes_killed_and_gone_on_with_by_one_learn_the_same(home, packed):
+    changes = (*PACKED, "--tokens-per-pass", "150", "--engine.zero-stage", "2")
+    pair = start(home, "pair", *changes, "--nproc", "2", start_new_session=True)
+    latest = home / "pair" / "state" / "latest"
+    deadline_s = time.monotonic() + 100
+    while not latest.exists():
+        assert pair.poll() is None, pair.communicate()
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    pair.send_signal(signal.SIGKILL)
+    # its workers hold the pipes: they end with it, or this would wait for them
+    pair.communicate(timeout=60)
+    assert not (home / "pair" / "checkpoint").exists()
+    assert json.loads(latest.read_text())["world_size"] == 2
+    finish(start(home, "pair", *changes))
+    assert read_metrics(home / "pair", "loss") == pytest.approx(packed, rel=1e-3)
+
+
+def test_parameters_divided_and_offloaded_learn_the_same(home, packed):
+    changes = (*PACKED, "--engine.zero-stage", "3", "--engine.offload", "parameters")
+    few = ("--num-steps", "6", "--optim.warmup-ratio", "0", "--optim.final-lr-ratio", "1")
+    finish(start(home, "third", *changes, *few, "--nproc", "2"))
+    finish(start(home, "first", *PACKED, *few))
+    losses = [read_metrics(home / name, "loss") for name in ("third", "first")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    trained, expected = (load_weights(home / name) for name in ("third", "first"))
+    assert trained.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_features_on_disk_give_the_losses_that_frames_give(home):
+    frozen = (*PACKED, "--trainable.no-tower", "--num-steps", "6", "--data.cache-mib", "0")
+    finish(start(home, "frames", *frozen))
+    for name in ("fills", "reads"):
+        finish(start(home, name, *frozen, "--data.features-dir", str(home / "features")))
+    losses = [read_metrics(home / name, "loss") for name in ("frames", "fills", "reads")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+    # one file per video, of both splits
+    assert len(list((home / "features").glob("*.safetensors"))) == 5
+
+
+def test_low_rank_updates_and_validation_and_bfloat16_run(home):
+    changes = ("--engine.dtype", "bfloat16", "--trainable.trunk", "lora", "--trainable.no-tower")
+    finish(start(home, "lora", *changes, "--num-steps", "4", "--validate-every", "2"))
+    lines = (home / "lora" / "metrics.jsonl").read_text().splitlines()
+    validated = [line["validation"] for line in map(json.loads, lines) if "validation" in line]
+    assert len(validated) == 2
+    assert all(0 <= each["average_precision"] <= 1 for each in validated)
+    assert not any("lora" in name for name in load_weights(home / "lora"))
+    assert list((home / "lora" / "tensorboard").glob("events.*"))
+
+
+def test_a_full_disk_is_one_clear_line_and_what_was_saved_stays(home):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
+
+    process = start(home, "full", "--num-steps", "10", preexec_fn=limit)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "cannot be written" in err.splitlines()[-1]
+    assert not (home / "full" / "state" / "latest").exists()

@@ -12,7 +12,7 @@ def config(tmp_path):
 
 
 def test_a_run_writes_its_whole_config_and_where_the_code_came_from(config):
-    RunDir(config.run_dir).claim("scripted-small", config, 1)
+    RunDir(config.run_dir).claim("scripted-small", config)
     described = json.loads((config.run_dir / "config.json").read_text())
     assert described["recipe"] == "scripted-small"
     assert described["config"]["model"]["text"]["hidden_size"] == config.model.text.hidden_size
@@ -21,27 +21,25 @@ def test_a_run_writes_its_whole_config_and_where_the_code_came_from(config):
 
 
 def test_the_same_run_may_go_on_and_another_may_not(config):
-    RunDir(config.run_dir).claim("scripted-small", config, 1)
-    RunDir(config.run_dir).claim("scripted-small", config, 1)
+    RunDir(config.run_dir).claim("scripted-small", config)
+    RunDir(config.run_dir).claim("scripted-small", config)
     changed = dataclasses.replace(config, num_steps=7)
     with pytest.raises(RunError, match=r"num_steps is 500, not 7.*--run-dir"):
-        RunDir(config.run_dir).claim("scripted-small", changed, 1)
-    with pytest.raises(RunError, match=r"num_processes is 1, not 2.*--run-dir"):
-        RunDir(config.run_dir).claim("scripted-small", config, 2)
+        RunDir(config.run_dir).claim("scripted-small", changed)
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(config):
     config.run_dir.mkdir()
     (config.run_dir / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="not empty and not a run"):
-        RunDir(config.run_dir).claim("scripted-small", config, 1)
+        RunDir(config.run_dir).claim("scripted-small", config)
     assert [path.name for path in config.run_dir.iterdir()] == ["thesis.tex"]
 
 
 def test_a_run_killed_before_it_wrote_its_config_may_start_again(config):
     config.run_dir.mkdir()
     (config.run_dir / "provenance.json").write_text("{}")
-    RunDir(config.run_dir).claim("scripted-small", config, 1)
+    RunDir(config.run_dir).claim("scripted-small", config)
     assert json.loads((config.run_dir / "provenance.json").read_text())["packages"]
 
 

@@ -189,9 +189,6 @@ class EngineConfig:
     layers_recomputed: int = 0
     """With `recompute` elementwise, this many blocks recompute everything, for want of memory."""
 
-    compile: bool = False
-    """Compiles norms, MLPs and the tower's blocks: faster steps after a start of minutes."""
-
     max_group_numel: int = 0
     """Splits optimizer groups above so many parameters: each costs a temporary copy in float32
     at every step, which 7B parameters at once don't leave one GPU room for. 0 never splits."""
@@ -214,6 +211,13 @@ class TrainConfig:
 
     run_dir: Path
     """Where everything that the run writes goes."""
+
+    task: Literal["grounding", "chat"] = "grounding"
+    """What is learnt: which frames answer a question, or, in the stages before, to talk about
+    images and videos."""
+
+    chat_template: Literal["plain", "chatml"] = "chatml"
+    """How a chat task writes conversations out; see `itg_train.chat`."""
 
     model: FrameGroundingConfig
     """The architecture; a tokenizer made for the run learns at most `text.vocab_size` tokens."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 class Task(Protocol):
     """What is to be learnt from a record."""
 
-    def encode(self, record: Record) -> Tensor:
+    def encode(self, record: Any) -> Tensor:
         """The record's [L] token ids, with `VIDEO_TOKEN_ID` where its video goes."""
         ...
 
-    def label(self, record: Record, time_s: npt.NDArray[np.float64]) -> Tensor:
+    def label(self, record: Any, time_s: npt.NDArray[np.float64]) -> Tensor:
         """What the network should say, given the times of the video's frames."""
         ...
 
@@ -64,7 +64,7 @@ class VideoSample:
     input_ids: tuple[Tensor, ...]
     """Q of [L] int64."""
     labels: tuple[Tensor, ...]
-    """Q; for grounding [T] float32, 1 for relevant frames."""
+    """Q; for grounding [T] float32, 1 for relevant frames; for chat [L] ids to learn."""
     records: tuple[Record, ...]
     """Q, in the order of the data set."""
     sides: tuple[int, ...] = ()

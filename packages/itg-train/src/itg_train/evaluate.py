@@ -16,8 +16,10 @@ from itg_data.progress import Advance
 from itg_model.model import DEFAULT_FRAME_CHUNK, FrameGroundingModel
 from itg_model.policies import select_frames
 
+from itg_train.chat_loss import ChatLoss
 from itg_train.dataset import VideoDataset, VideoSample
 from itg_train.encoding import encode_sample
+from itg_train.loader import Pass
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,27 @@ def evaluate(
         advance(done, "")
     model.train(was_training)
     return values
+
+
+@torch.inference_mode()
+def evaluate_chat(
+    module: ChatLoss, dataset: VideoDataset, advance: Advance, places: Sequence[int]
+) -> dict[str, dict[str, Values]]:
+    """The loss of every conversation of some groups, in the form of `evaluate`."""
+    was_training = module.training
+    module.eval()
+    values: Values = {}
+    for done, place in enumerate(places, start=1):
+        for question in range(len(dataset.groups[place].records)):
+            try:
+                sample = dataset.load(place, [question])
+            except VideoError as error:
+                logger.warning("not measured: %s", error)
+                break
+            values.setdefault("loss", []).append(float(module(Pass(samples=(sample,)))))
+        advance(done, "")
+    module.train(was_training)
+    return {"all": {"chat": values}} if values else {}
 
 
 def summarize(

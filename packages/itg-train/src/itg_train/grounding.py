@@ -1,7 +1,5 @@
 """The grounding task: a question in, for every frame of its video whether it answers."""
 
-from typing import cast
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,8 +7,6 @@ from itg_data.records import GroundingRecord, label_frames
 from itg_model.processing import encode_question
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-
-from itg_train.sources import Record
 
 
 class GroundingTask:
@@ -23,11 +19,10 @@ class GroundingTask:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
-    def encode(self, record: Record) -> Tensor:
+    def encode(self, record: GroundingRecord) -> Tensor:
         """[L] ids of the question, the video first."""
-        return encode_question(cast(GroundingRecord, record).question, self.tokenizer)
+        return encode_question(record.question, self.tokenizer)
 
-    def label(self, record: Record, time_s: npt.NDArray[np.float64]) -> Tensor:
+    def label(self, record: GroundingRecord, time_s: npt.NDArray[np.float64]) -> Tensor:
         """[T] float32, 1 for frames inside the record's spans."""
-        spans = cast(GroundingRecord, record).spans
-        return torch.from_numpy(label_frames(time_s, spans)).float()
+        return torch.from_numpy(label_frames(time_s, record.spans)).float()

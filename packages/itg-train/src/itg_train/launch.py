@@ -83,6 +83,8 @@ def _stop(workers: Sequence[subprocess.Popen[bytes]], how: signal.Signals) -> No
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
+        if worker.stdin:
+            worker.stdin.close()
 
 
 def end_with_parent() -> None:

@@ -1,14 +1,13 @@
 """Training, readable from top to bottom: resume, step, measure, save, export."""
 
-import torch
 from itg_data.progress import show_progress
 from itg_model import weights
-from itg_model.model import FrameGroundingModel
 
-from itg_train.build import build
+from itg_train.build import build, whole_module
+from itg_train.chat_loss import ChatLoss
 from itg_train.config import TrainConfig
 from itg_train.engine import Engine, Processes, gather_from_all, wait_for_all
-from itg_train.evaluate import Summary, evaluate, summarize
+from itg_train.evaluate import Summary, evaluate, evaluate_chat, summarize
 from itg_train.loader import Planner, iterate_steps
 from itg_train.measure import StepTimer
 from itg_train.metrics import open_metrics
@@ -16,6 +15,7 @@ from itg_train.order import Order
 from itg_train.parameters import merged_state
 from itg_train.prepare import Prepared
 from itg_train.rundir import RunDir
+from itg_train.start import LossModule
 
 
 def train(
@@ -35,7 +35,7 @@ def train(
     Raises:
         RunError: The loss is no longer a number, or memory or disk is full.
     """
-    model, engine = build(config, processes, prepared, run_dir)
+    module, engine = build(config, processes, prepared, run_dir)
     first_step = engine.load_state()
     planner = make_planner(config, processes.world_size, prepared)
     batches = iterate_steps(
@@ -59,17 +59,17 @@ def train(
             done = batch.step + 1
             advance(done, f"loss {metrics.loss:.4f}, {metrics.samples_per_s:.3g} samples/s")
             if config.validate_every and done % config.validate_every == 0:
-                measured = measure_heldout(config, processes, engine, model, prepared)
+                measured = measure_heldout(config, processes, engine, module, prepared)
                 if writer and measured:
-                    writer.write_validation(done, measured["all"]["grounder"])
+                    writer.write_validation(done, next(iter(measured["all"].values())))
             if done % config.save_every == 0 or done == config.num_steps:
                 engine.save_state(done)
             # from here, not from when the batch is there: waiting for frames counts as well
             timer.restart()
     if prepared.train.store is not None:
         prepared.train.store.finish()
-    export(config, processes, engine, model, prepared, run_dir)
-    return measure_heldout(config, processes, engine, model, prepared)
+    export(config, processes, engine, module, prepared, run_dir)
+    return measure_heldout(config, processes, engine, module, prepared)
 
 
 def make_planner(config: TrainConfig, num_processes: int, prepared: Prepared) -> Planner:
@@ -85,6 +85,7 @@ def make_planner(config: TrainConfig, num_processes: int, prepared: Prepared) ->
         num_processes=num_processes,
         tokens_per_pass=config.tokens_per_pass,
         side_seed=config.seed if config.random_pooled_side else None,
+        causal=config.task == "chat",
     )
 
 
@@ -92,7 +93,7 @@ def measure_heldout(
     config: TrainConfig,
     processes: Processes,
     engine: Engine,
-    model: FrameGroundingModel,
+    module: LossModule,
     prepared: Prepared,
 ) -> Summary:
     """Measures the held-out split, shared among the processes; empty where there is none."""
@@ -100,39 +101,29 @@ def measure_heldout(
     showing = show_progress(
         "held-out split", len(places), unit="videos", quiet=not processes.is_first
     )
-    whole = whole_model(config, engine, model)
+    whole = whole_module(config, engine, module)
     with showing as advance:
-        values = evaluate(whole, prepared.heldout, config.seed, advance, config.frame_chunk, places)
+        if isinstance(whole, ChatLoss):
+            values = evaluate_chat(whole, prepared.heldout, advance, places)
+        else:
+            values = evaluate(
+                whole.model, prepared.heldout, config.seed, advance, config.frame_chunk, places
+            )
     return summarize(gather_from_all(values))
-
-
-def whole_model(
-    config: TrainConfig, engine: Engine, model: FrameGroundingModel
-) -> FrameGroundingModel:
-    """The grounder as one process can run it by itself: a copy, where its parts are divided."""
-    if config.engine.zero_stage < 3:
-        return model
-    with engine.gathered():
-        state = {name: tensor.clone() for name, tensor in merged_state(model).items()}
-    with torch.device("meta"):
-        whole = FrameGroundingModel(config.model)
-    whole.load_state_dict(state, assign=True)
-    whole.stacks("loaded")[0].reset_position_ids(model.device)
-    return whole
 
 
 def export(
     config: TrainConfig,
     processes: Processes,
     engine: Engine,
-    model: FrameGroundingModel,
+    module: LossModule,
     prepared: Prepared,
     run_dir: RunDir,
 ) -> None:
-    """Writes the grounder in the published form, which the reference's loader reads as well."""
+    """Writes the network in the published form, which the reference's loader reads as well."""
     with engine.gathered():
         if processes.is_first:
-            state = merged_state(model)
+            state = merged_state(module)
             weights.write_checkpoint(run_dir.checkpoint, config.model, state, published=True)
             prepared.tokenizer.save_pretrained(run_dir.checkpoint)
     wait_for_all()

@@ -90,7 +90,8 @@ class StepTimer:
         """
         loaded_s = time.perf_counter()
         config, processes = self.config, self.processes
-        total = sum(gather_from_all(count_step(config, batch)), StepCount())
+        mine = count_step(config, batch, causal=config.task == "chat")
+        total = sum(gather_from_all(mine), StepCount())
         lr_factor = scale_learning_rate(batch.step, config.num_steps, config.optim)
         # the mean over processes of their sums, so weighted, is the mean over all questions
         factor = processes.world_size / max(1, total.questions)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
-from itg_model.model import FrameGroundingModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -32,15 +31,16 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 def part_of(name: str) -> Part:
-    """The part of the network that a parameter belongs to."""
-    return next(part for prefix, part in _PARTS if name.startswith(prefix))
+    """The part of the network that a parameter of a module with its loss belongs to."""
+    plain = name.removeprefix("model.")
+    return next(part for prefix, part in _PARTS if plain.startswith(prefix))
 
 
-def choose_trainable(model: nn.Module, trainable: TrainableConfig) -> None:
+def choose_trainable(module: nn.Module, trainable: TrainableConfig) -> None:
     """Freezes what shall not learn, and adds low-rank updates where they shall.
 
     Args:
-        model: A network with parameters named as the grounder's.
+        module: The grounder or the Video LLM with its loss: the network is its `model`.
         trainable: What learns.
     """
     if trainable.trunk == "lora":
@@ -49,7 +49,7 @@ def choose_trainable(model: nn.Module, trainable: TrainableConfig) -> None:
             lora_alpha=trainable.lora_alpha,
             target_modules=list(LORA_TARGETS),
         )
-        inject_adapter_in_model(lora, cast(nn.Module, model.trunk))
+        inject_adapter_in_model(lora, cast(Any, module.model).trunk)
     learns = {
         "tower": trainable.tower,
         "projector": trainable.projector,
@@ -57,13 +57,15 @@ def choose_trainable(model: nn.Module, trainable: TrainableConfig) -> None:
         "trunk": trainable.trunk == "full",
         "head": trainable.head,
     }
-    for name, parameter in model.named_parameters():
+    has_words = "lm_head.weight" in dict(module.named_parameters())
+    for name, parameter in module.named_parameters():
         is_update = ".lora_" in name
-        parameter.requires_grad_(is_update or learns[part_of(name)])
+        idle = has_words and name.startswith("model.head.")
+        parameter.requires_grad_(is_update or (learns[part_of(name)] and not idle))
 
 
 def group_parameters(
-    model: nn.Module, optim: OptimConfig, max_group_numel: int = 0
+    module: nn.Module, optim: OptimConfig, max_group_numel: int = 0
 ) -> list[dict[str, Any]]:
     """Sorts the trainable parameters into optimizer groups.
 
@@ -71,12 +73,12 @@ def group_parameters(
     weight decay.
 
     Args:
-        model: Frozen where it shall not learn.
+        module: Frozen where it shall not learn.
         optim: The rates.
         max_group_numel: Splits larger groups; see `EngineConfig`.
     """
     groups: dict[tuple[Part, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((part_of(name), parameter.ndim >= 2), []).append(parameter)
     lrs = {"head": optim.head_lr or optim.lr, "projector": optim.projector_lr or optim.lr}
@@ -103,19 +105,19 @@ def _split(parameters: list[nn.Parameter], max_numel: float) -> Iterator[list[nn
 
 
 @torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
+def merged_state(module: nn.Module) -> dict[str, Tensor]:
     """The network's weights under their plain names, low-rank updates added to what they update."""
     merged = {
         f"{name}.weight": _merge(layer)
-        for name, layer in model.named_modules()
+        for name, layer in module.named_modules()
         if isinstance(layer, LoraLayer)
     }
     state = {
         name.replace(".base_layer.", "."): tensor
-        for name, tensor in model.state_dict().items()
+        for name, tensor in module.state_dict().items()
         if ".lora_" not in name
     }
-    return state | merged
+    return {name.removeprefix("model."): tensor for name, tensor in (state | merged).items()}
 
 
 def _merge(layer: LoraLayer) -> Tensor:
@@ -125,7 +127,7 @@ def _merge(layer: LoraLayer) -> Tensor:
     return (base.float() + delta.float()).to(base.dtype)
 
 
-def count_parameters(model: FrameGroundingModel | nn.Module) -> tuple[int, int]:
+def count_parameters(model: nn.Module) -> tuple[int, int]:
     """How many parameters learn, and how many there are."""
     sizes = [(p.numel() if p.requires_grad else 0, p.numel()) for p in model.parameters()]
     return sum(learning for learning, _ in sizes), sum(total for _, total in sizes)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itg_model.processing import load_tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from itg_train.chat import CHATML_MARKS, ChatTask, has_marks
 from itg_train.config import TrainConfig
-from itg_train.dataset import VideoDataset
+from itg_train.dataset import Task, VideoDataset
 from itg_train.engine import Processes, first_does
 from itg_train.features import FeatureStore
 from itg_train.grounding import GroundingTask
@@ -39,8 +40,8 @@ def prepare(config: TrainConfig, processes: Processes) -> Prepared:
         RunError: There is no video to learn from.
         RecordError: A line of the records is not what it should be.
     """
-    first_does(lambda: _look(config, load_records(config.data)))
-    records = load_records(config.data)
+    first_does(lambda: _look(config, load_records(config.data, config.task)))
+    records = load_records(config.data, config.task)
     facts = _look(config, records)
     tokenizer = _get_tokenizer(config, records.train)
     train, heldout = (
@@ -71,14 +72,25 @@ def _look(config: TrainConfig, records: Records) -> dict[str, VideoFacts]:
 
 def _get_tokenizer(config: TrainConfig, records: Sequence[Record]) -> PreTrainedTokenizerBase:
     if config.start.checkpoint is None:
-        tokenizer = train_tokenizer(
-            (record.question for record in records), config.model.text.vocab_size
-        )
+        marks = CHATML_MARKS if config.task == "chat" else ()
+        questions = (record.question for record in records)
+        tokenizer = train_tokenizer(questions, config.model.text.vocab_size, marks)
     else:
         tokenizer = load_tokenizer(config.start.checkpoint)
     if config.data.pad_token_id is not None:
         tokenizer.pad_token_id = config.data.pad_token_id
     return tokenizer
+
+
+def _make_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
+    if config.task == "grounding":
+        return GroundingTask(tokenizer)
+    if config.chat_template == "chatml" and not has_marks(tokenizer):
+        raise RunError(
+            f"{config.start.checkpoint}: its tokenizer does not know {' and '.join(CHATML_MARKS)}; "
+            "take --chat-template plain, or start from a model that was trained with them"
+        )
+    return ChatTask(tokenizer, config.chat_template, config.model.tokenizer_model_max_length)
 
 
 def _make_dataset(
@@ -93,7 +105,7 @@ def _make_dataset(
         of_split,
         records.root,
         facts,
-        GroundingTask(tokenizer),
+        _make_task(config, tokenizer),
         config.model.vision.image_size,
         data.sampling,
         data.cache_mib * 2**20,

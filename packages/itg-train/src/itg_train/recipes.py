@@ -142,6 +142,64 @@ def videoitg_7b_one_gpu() -> TrainConfig:
     )
 
 
+def projector_pretrain_7b() -> TrainConfig:
+    """The first stage: a projector between SigLIP and Qwen2-7B-Instruct learns to caption images.
+
+    `--start.checkpoint` Qwen2-7B-Instruct, `--start.vision-checkpoint` SigLIP-so400m, and LLaVA's
+    558k captions as `--data.annotations`, their images below `--data.root`.
+    """
+    base = videoitg_7b()
+    return replace(
+        base,
+        run_dir=Path("runs/projector-pretrain-7b"),
+        task="chat",
+        chat_template="plain",
+        model=FrameGroundingConfig(
+            vision_token_num=12480, vision_min_num=4, tokenizer_model_max_length=16384
+        ),
+        data=replace(base.data, sampling=SamplingConfig(max_frames=64)),
+        trainable=TrainableConfig(trunk="frozen", embeddings=False, head=False),
+        optim=OptimConfig(lr=1e-3, warmup_ratio=0.03),
+        num_steps=2180,
+        groups_per_step=256,
+        tokens_per_pass=16384,
+    )
+
+
+def image_sft_7b() -> TrainConfig:
+    """The second stage: trunk and projector learn to talk about images, in ChatML.
+
+    `--start.checkpoint` the first stage's, and LLaVA-OneVision's conversations; images and videos
+    may be mixed. One epoch, as there, is `--num-steps` conversations / 128.
+    """
+    base = projector_pretrain_7b()
+    return replace(
+        base,
+        run_dir=Path("runs/image-sft-7b"),
+        chat_template="chatml",
+        trainable=TrainableConfig(),
+        optim=OptimConfig(lr=2e-5, warmup_ratio=0.03),
+        num_steps=10000,
+        groups_per_step=128,
+    )
+
+
+def video_sft_7b() -> TrainConfig:
+    """The third stage: the same about videos of up to 256 frames; a grounder starts from it.
+
+    `--start.checkpoint` the second stage's, and LLaVA-Video's conversations. One epoch, as there,
+    is `--num-steps` conversations / 128.
+    """
+    base = image_sft_7b()
+    return replace(
+        base,
+        run_dir=Path("runs/video-sft-7b"),
+        data=replace(base.data, sampling=SamplingConfig(max_frames=256)),
+        engine=replace(base.engine, zero_stage=2),
+        num_steps=10000,
+    )
+
+
 def _named(*recipes: Callable[[], TrainConfig]) -> dict[str, Callable[[], TrainConfig]]:
     return {recipe.__name__.replace("_", "-"): recipe for recipe in recipes}
 
@@ -153,5 +211,8 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = _named(
     videoitg_7b_lora,
     videoitg_7b_head,
     videoitg_7b_one_gpu,
+    projector_pretrain_7b,
+    image_sft_7b,
+    video_sft_7b,
 )
 """What `itg-train NAME` can run; the first is what it runs without a name."""

@@ -29,6 +29,12 @@ def show_results(
     grounder makes of it, not the best of many.
     """
     write_json(run_dir.heldout, report)
+    if config.task == "chat":
+        loss = next(iter(report["all"].values()))["loss"] if report else float("nan")
+        return (
+            f"The Video LLM: {run_dir.checkpoint}, held-out loss {loss:.4f}\n"
+            f"Next: itg-train RECIPE --start.checkpoint {run_dir.checkpoint}"
+        )
     if not prepared.heldout.groups:
         return f"The trained grounder: {run_dir.checkpoint} (no video was held out to measure it)"
     group = prepared.heldout.groups[0]

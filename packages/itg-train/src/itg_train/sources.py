@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from itg_data.errors import RecordError
 from itg_data.jsonl import read_jsonl
@@ -16,6 +17,7 @@ from itg_data.records import GroundingRecord
 from itg_data.synthetic import load_or_write_dataset
 from itg_data.synthetic.script import GENERATOR_VERSION
 
+from itg_train.chat import ChatRecord, read_conversations
 from itg_train.config import DataConfig
 from itg_train.rundir import RunError
 
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 NAMED_RECORDS = 10
 """Records left out that are named; the rest is counted."""
 
-Record = GroundingRecord
+Record = GroundingRecord | ChatRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,36 +39,50 @@ class Records:
     heldout: tuple[Record, ...]
 
 
-def load_records(data: DataConfig) -> Records:
+def load_records(data: DataConfig, task: Literal["grounding", "chat"]) -> Records:
     """Reads the records; where the scripted set is wanted and not there, writes it first.
 
     Raises:
         RunError: The root is missing, or nothing is left to learn from.
         RecordError: The records are not what they should be.
     """
+    records: Sequence[Record]
     if data.root is None:
+        if task == "chat":
+            raise RunError("a chat task needs --data.root and --data.annotations")
         root, records = _load_scripted(data)
     else:
         root = data.root
         if not root.is_dir():
             raise RunError(f"data.root {root}: no such folder; it is where the videos lie")
-        records = _read_annotations(data.annotations or root / "records.jsonl", data)
+        path = data.annotations or root / "records.jsonl"
+        records = _read_chat(path) if task == "chat" else _read_annotations(path, data)
     train, heldout = split_records(records, data.num_heldout)
     if not train:
         raise RunError(f"{data.annotations or root}: no record to learn from")
     return Records(root=root, train=tuple(train), heldout=tuple(heldout))
 
 
-def _read_annotations(path: Path, data: DataConfig) -> list[Record]:
+def _read_annotations(path: Path, data: DataConfig) -> list[GroundingRecord]:
     if path.suffix != ".json":
         return list(read_jsonl(path, GroundingRecord))
     bad: list[RecordError] = []
     records = list(read_published(path, labels=data.labels, on_bad=bad.append))
+    _complain(path, bad, len(records))
+    return records
+
+
+def _read_chat(path: Path) -> list[ChatRecord]:
+    records, bad = read_conversations(path)
+    _complain(path, bad, len(records))
+    return records
+
+
+def _complain(path: Path, bad: Sequence[RecordError], num_good: int) -> None:
     for complaint in bad[:NAMED_RECORDS]:
         logger.warning("left out: %s", complaint)
     if bad:
-        logger.warning("%s: %d of %d records left out", path, len(bad), len(bad) + len(records))
-    return records
+        logger.warning("%s: %d of %d records left out", path, len(bad), len(bad) + num_good)
 
 
 def split_records(records: Sequence[Record], num_heldout: int) -> tuple[list[Record], list[Record]]:
@@ -79,7 +95,8 @@ def split_records(records: Sequence[Record], num_heldout: int) -> tuple[list[Rec
     unnamed = {record.video for record in records if record.split is None}
     by_hash = sorted(unnamed, key=lambda video: hashlib.sha256(video.encode()).digest())
     chosen = set(by_hash[:num_heldout])
-    train, heldout = [], []
+    train: list[Record] = []
+    heldout: list[Record] = []
     for record in records:
         split = record.split or ("heldout" if record.video in chosen else "train")
         if split == "train":

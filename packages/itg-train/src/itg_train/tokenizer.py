@@ -4,7 +4,7 @@ For runs that start from random weights: any text can be encoded, and what the s
 out as few tokens. A run that starts from a checkpoint keeps the checkpoint's tokenizer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
@@ -13,12 +13,15 @@ from transformers import PreTrainedTokenizerFast
 END_OF_TEXT = "<|endoftext|>"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, marks: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """Learns byte-pair merges from texts.
 
     Args:
         texts: What to learn from; the order does not matter.
         vocab_size: Most tokens, at least the 256 bytes and the end of text.
+        marks: Words that are tokens by themselves.
 
     Raises:
         ValueError: `vocab_size` is below 257.
@@ -32,7 +35,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=sorted(alphabet),
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *marks],
         show_progress=False,
     )
     tokenizer.train_from_iterator(sorted(set(texts)), trainer)

@@ -4,6 +4,7 @@ Everything is drawn from (seed, split, video number), so a set is the same howev
 write it.
 """
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,18 +54,21 @@ def load_or_write_dataset(
             )
         return list(read_jsonl(root / "records.jsonl", GroundingRecord))
     root.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(root)
     staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
-        records = _write_videos(staging, config, num_workers, progress)
-        write_jsonl(staging / "records.jsonl", records)
-        (staging / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-        staging.chmod(0o755)
-        try:
-            staging.rename(root)
-        except OSError:
-            # another process was writing the same set and was first: one is as good as the other
-            if not _describes(root, described):
-                raise
+        with _locked(staging):
+            records = _write_videos(staging, config, num_workers, progress)
+            write_jsonl(staging / "records.jsonl", records)
+            (staging / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+            staging.chmod(0o755)
+            try:
+                staging.rename(root)
+            except OSError:
+                # another process was writing the same set and was first: one is as good as the
+                # other
+                if not _describes(root, described):
+                    raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return records
@@ -96,6 +101,28 @@ def iterate_videos(config: SyntheticConfig) -> Iterator[tuple[Split, int]]:
     for split, size in sizes.items():
         for number in range(size):
             yield split, number
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Removes what a writer of this set left that was killed; a living one holds a lock on it."""
+    for leftover in root.parent.glob(f".{root.name}-*"):
+        with suppress(OSError), _locked(leftover):
+            shutil.rmtree(leftover)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a folder's lock, which a process loses when it ends, however it ends.
+
+    Raises:
+        OSError: Another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _describes(root: Path, described: dict[str, object]) -> bool:

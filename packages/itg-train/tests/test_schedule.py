@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 from itg_train.config import OptimConfig
-from itg_train.loop import scale_learning_rate
+from itg_train.schedule import scale_learning_rate
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end():
