@@ -44,12 +44,15 @@ async def run_on_ray(
     tally: Tally,
 ) -> AsyncGenerator[VideoResult]:
     """Annotates videos on a cluster; see `RunEngine`. The ledger in `config.out` is the store."""
-    ray.init(
-        address=config.ray_address,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    try:
+        ray.init(
+            address=config.ray_address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # Ray raises nothing more precise
+        raise AnnotatorError(f"Ray does not start, or its cluster is not there: {error}") from None
     try:
         workers = _start_workers(config)
         of_worker: dict[int, Tally] = {}
