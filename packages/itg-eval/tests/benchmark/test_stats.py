@@ -4,7 +4,9 @@ from itg_eval.benchmark.stats import compare, mcnemar_p_value
 from scipy.stats import binomtest
 
 
-@pytest.mark.parametrize(("gained", "lost"), [(1, 0), (5, 5), (9, 2), (0, 12), (400, 310), (900, 2)])
+@pytest.mark.parametrize(
+    ("gained", "lost"), [(1, 0), (5, 5), (9, 2), (0, 12), (400, 310), (900, 2)]
+)
 def test_mcnemars_p_value_is_the_exact_binomial_one(gained, lost):
     expected = binomtest(gained, gained + lost).pvalue
     assert mcnemar_p_value(gained, lost) == pytest.approx(expected, rel=1e-9)

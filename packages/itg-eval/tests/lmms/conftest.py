@@ -112,7 +112,7 @@ def probe(task: Task) -> Iterator[Probe]:
                 first = batch[0].args[place]
                 for request in batch:
                     # many hosts take what they need out of the dict that they are given
-                    request.args[1 if self.is_simple else 2].pop("max_new_tokens")
+                    request.args[1 if self.is_simple else 2].clear()
                     doc_id, name, split = request.args[-3:]
                     given = first(self.task_dict[name][split][doc_id])
                     told.seen.append(self.look(doc_id, given, request))

@@ -39,7 +39,9 @@ def test_hostile_answers_come_back_as_they_were(tmp_path):
 
 def test_lines_that_are_no_answers_are_passed_over_and_not_written_onto(tmp_path):
     path = tmp_path / "answers-000.jsonl"
-    path.write_bytes(b'{"key": 1, "answer": "A"}\n[]\n\xff\n{"key": "a", "answer": "A"}\n{"key": "b"')
+    path.write_bytes(
+        b'{"key": 1, "answer": "A"}\n[]\n\xff\n{"key": "a", "answer": "A"}\n{"key": "b"'
+    )
     journal = Journal(tmp_path, 0, [])
     journal.add("c", "C")
     later = Journal(tmp_path, 0, [])

@@ -180,9 +180,7 @@ def test_only_a_host_model_can_be_the_inner_one(task, selections):
             task.evaluate(inner, selections["uniform"])
 
 
-def test_lmms_evals_cache_does_not_answer_from_another_selection(
-    task, selections, probe, tmp_path
-):
+def test_lmms_evals_cache_does_not_answer_from_another_selection(task, selections, probe, tmp_path):
     def ask(path):
         probe.seen.clear()
         task.evaluate("probe", path, "frames_as=images", use_cache=str(tmp_path / "cache"))

@@ -97,14 +97,13 @@ class Run:
             raise ItgError("--task is missing: name a task of lmms-eval, or itg_scripted")
         hosts = [Host.parse(text) for text in self.host]
         plan, settings = self._to_plan(), self._to_settings()
+        if not hosts and self.task != (TASK,):
+            raise ItgError("--host is missing: name a model, such as qwen3_vl,pretrained=...")
         run_dir = RunDir(self.run_dir)
         run_dir.claim(plan)
         if TASK in self.task and self.include_path is None:
             _write_scripted(run_dir.scripted, ScriptedConfig())
-        if not hosts:
-            if self.task != (TASK,):
-                raise ItgError("--host is missing: name a model, such as qwen3_vl,pretrained=...")
-            hosts = _write_hosts(run_dir.scripted)
+        hosts = hosts or _write_hosts(run_dir.scripted)
         table = run_stages(plan, hosts, run_dir, settings)
         sys.stdout.write(to_markdown(table))
         logger.info("the same as a page: %s", run_dir.report("html"))

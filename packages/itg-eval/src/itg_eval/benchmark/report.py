@@ -28,7 +28,7 @@ def to_json(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     """A heading and a table for each host."""
-    lines = [f"# {_title(table)}", "", _say_how(table), ""]
+    lines = [f"# {_escape_markdown(_title(table))}", "", _escape_markdown(_say_how(table)), ""]
     for host in table.hosts:
         lines += [f"## {_escape_markdown(host.host)}", "", *_markdown_rows(host), ""]
         lines += [_say_cost(host, table), ""]
