@@ -324,15 +324,18 @@ def test_records_become_documents(videos, grounder_dir, tmp_path):
         "split": "heldout",
         "provenance": {"annotator": "me"},
     }
-    (tmp_path / "records.jsonl").write_text(json.dumps(row) + "\n")
+    rows = [row | {"split": "train"}, row]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["score", "--records", str(tmp_path / "records.jsonl"), "--device", "cpu"]
-    assert main([*arguments, "--model", str(grounder_dir), "--output", str(tmp_path / "o")]) == 0
+    arguments += ["--model", str(grounder_dir), "--output", str(tmp_path / "o"), "--split"]
+    assert main([*arguments, "none"]) == 2
+    assert main([*arguments, "heldout"]) == 0
     (scored,) = read_scores(tmp_path / "o")
     assert scored.answers(
         Document(
             task="records",
             split="heldout",
-            doc_id=0,
+            doc_id=1,
             video=str(tmp_path / "v.mp4"),
             question="where",
         )

@@ -28,7 +28,7 @@ def make_scores(values=VALUES, doc_id=0, **fields) -> DocumentScores:
             model="m",
             sampling="lmms-eval-1hz-max512",
             source_idx=tuple(25 * i for i in places),
-            time_s=tuple(1.0 * i for i in places),
+            time_s=tuple(0.5 * i for i in places),
             scores=tuple(values),
         ),
         **fields,
@@ -75,18 +75,18 @@ def test_a_policy_chooses_as_select_frames_does(policy, scores_file, tmp_path):
         chosen = selections[row.key]
         assert len(expected) == min(4, len(row.scored.scores))
         assert chosen.source_idx == tuple(25 * i for i in expected)
-        assert chosen.time_s == tuple(float(i) for i in expected)
+        assert chosen.time_s == tuple(0.5 * i for i in expected)
         assert chosen.scores == tuple(row.scored.scores[i] for i in expected)
         assert (chosen.policy, chosen.top_k, chosen.fps) == (policy, 4, 25.0)
 
 
 def test_parameters_go_to_the_policy_and_into_the_record(scores_file, capsys):
     arguments = ["select", "--scores", str(scores_file), "--policy", "min-gap", "--top-k", "2"]
-    assert main([*arguments, "--policy-param", "min_gap_s=4"]) == 0
+    assert main([*arguments, "--policy-param", "min_gap_s=2"]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert len(lines) == 3
-    assert '"policy": "min-gap(min_gap_s=4)"' in lines[0]
+    assert '"policy": "min-gap(min_gap_s=2)"' in lines[0]
     assert '"source_idx": [25, 125]' in lines[0]
     assert captured.err == "itg-eval: chose frames for 3 questions\n"
 

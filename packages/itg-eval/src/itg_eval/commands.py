@@ -46,6 +46,9 @@ class Source:
     records: Path | None = None
     """File of labelled records, as data sets for training are; its videos lie beside it."""
 
+    split: str | None = None
+    """Only the records of this split, such as heldout."""
+
     include_path: Path | None = None
     """Folder of further task definitions for lmms-eval."""
 
@@ -69,7 +72,7 @@ class Source:
         if self.documents is not None:
             return read_documents(self.documents)[: self.limit]
         assert self.records is not None  # one of the three
-        return read_records(self.records)[: self.limit]
+        return read_records(self.records, self.split)[: self.limit]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

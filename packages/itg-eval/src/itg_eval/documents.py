@@ -23,8 +23,10 @@ def read_documents(path: str | Path) -> list[Document]:
     return _check(path, read_jsonl(path, Document))
 
 
-def read_records(path: str | Path) -> list[Document]:
-    """Makes a document of every labelled record; its number is the line's, from 0.
+def read_records(path: str | Path, split: str | None = None) -> list[Document]:
+    """Makes a document of every labelled record, or every one of a split.
+
+    Its number is the line's, from 0.
 
     Raises:
         RecordError: A line is no record, or there is none.
@@ -41,6 +43,7 @@ def read_records(path: str | Path) -> list[Document]:
                 question=record.question,
             )
             for number, record in enumerate(read_jsonl(path, GroundingRecord))
+            if split in (None, record.split)
         ),
     )
 
@@ -72,5 +75,5 @@ def _check(path: str | Path, documents: Iterable[Document]) -> list[Document]:
     except RecordError as error:
         raise name_file(path, error) from None
     if not found:
-        raise RecordError(f"{path}: holds no documents")
+        raise RecordError(f"{path}: holds no questions, or none of the split asked for")
     return found

@@ -164,25 +164,31 @@ def _score_videos(
         raise ItgError(f"{scorer.name}: embeds no questions; score without --save-embeddings")
     sampling = settings.to_sampling(scorer.max_frames)
     started_s, num_done, num_failed = time.monotonic(), 0, 0
+
+    def tell() -> None:
+        rate = num_done / max(time.monotonic() - started_s, 1e-9)
+        note = f"{rate:.3g} a second" + (f", {num_failed} failed" if num_failed else "")
+        advance(num_done + num_failed, note)
+
     for video, documents in todo.items():
         try:
             encoded = scorer.encode(video, sampling)
         except VideoError as error:
-            logger.warning("%s; its %d questions get no scores", error, len(documents))
+            # a path may hold newlines; a complaint may not
+            said = " ".join(str(error).split())
+            logger.warning("%s; its %d questions get no scores", said, len(documents))
             num_failed += len(documents)
             for document in documents:
                 failed.append(_fail(document, error.reason))
-        else:
-            if len(encoded.missing_source_idx):
-                logger.warning("%s: %d frames are missing", video, len(encoded.missing_source_idx))
-            embeddings = _save_embeddings(scorer, encoded, folder) if settings.embeddings else None
-            for document in documents:
-                scores.append(_score(scorer, encoded, document, settings, embeddings))
-                num_done += 1
-                rate = num_done / max(time.monotonic() - started_s, 1e-9)
-                note = f"{rate:.3g} a second" + (f", {num_failed} failed" if num_failed else "")
-                advance(num_done + num_failed, note)
-        advance(num_done + num_failed, f"{num_failed} failed" if num_failed else "")
+            tell()
+            continue
+        if len(encoded.missing_source_idx):
+            logger.warning("%s: %d frames are missing", video, len(encoded.missing_source_idx))
+        embeddings = _save_embeddings(scorer, encoded, folder) if settings.embeddings else None
+        for document in documents:
+            scores.append(_score(scorer, encoded, document, settings, embeddings))
+            num_done += 1
+            tell()
 
 
 def _score(
