@@ -10,6 +10,7 @@ PLAN = Plan(
     include_path=None,
     limit=None,
     model="nvidia/VideoITG-8B",
+    scores=None,
     rate_hz=1.0,
     max_frames=None,
     policy="min-gap",

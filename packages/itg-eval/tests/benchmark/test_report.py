@@ -49,6 +49,7 @@ def make_table(host, label="scorer", with_two_tasks=False):
         include_path=None,
         limit=None,
         model=label,
+        scores=None,
         rate_hz=1.0,
         max_frames=None,
         policy="min-gap",

@@ -92,7 +92,10 @@ def test_a_run_without_a_task_a_host_or_sense_is_refused_at_once(tmp_path, capsy
     from itg_eval.cli import main
 
     base = ["run", "--model", "m", "--run-dir", str(tmp_path / "run")]
+    assert main(["run", "--run-dir", str(tmp_path / "run"), "--task", "itg_scripted"]) == 2
+    assert "name either --model" in capsys.readouterr().err
     for more, said in {
+        ("--task", "videomme", "--scores", "x.jsonl"): "name either --model",
         (): "--task is missing",
         ("--task", "videomme"): "--host is missing",
         ("--task", "videomme", "--host", "a b"): "--host must be ID",

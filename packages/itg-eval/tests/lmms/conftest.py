@@ -1,4 +1,4 @@
-"""One lmms-eval for many tests: its import takes some 20 seconds. And hosts that tell what they saw."""
+"""One lmms-eval for many tests, for its import takes 20 seconds; hosts that tell what they saw."""
 
 import json
 import sys

@@ -67,7 +67,7 @@ def _say_how(table: Table) -> str:
     return (
         f"{table.num_questions} questions about {table.num_videos} videos, each asked twice: with "
         f"{plan.top_k} evenly spaced frames, and with {plan.top_k} frames chosen by {plan.policy}"
-        f"{params} from the scores of {plan.model}."
+        f"{params} from the scores of {plan.model or plan.scores}."
     )
 
 
