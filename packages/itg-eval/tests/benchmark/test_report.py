@@ -3,73 +3,17 @@ import json
 import re
 
 import pytest
-from itg_eval.benchmark.answers import Answers
-from itg_eval.benchmark.outcomes import Cost, Outcome
-from itg_eval.benchmark.plan import Host, Plan
+from itg_eval.benchmark.plan import Host
 from itg_eval.benchmark.published import find_published
 from itg_eval.benchmark.report import to_html, to_json, to_markdown
-from itg_eval.benchmark.table import Table, tabulate
-from itg_eval.records import Document, by_key
 
 HOSTILE = "a|b</script><img src=x onerror=owned=1> \u202e[x](http://y) `$title`"
-
-
-def make_table(host, label="scorer", with_two_tasks=False):
-    """12 short and 12 long questions; grounded frames answer 9 more long ones and lose one."""
-    tasks = ("videomme", "mlvu_dev") if with_two_tasks else ("videomme",)
-    documents = [
-        Document(
-            task=task,
-            split="test",
-            doc_id=n,
-            video=f"{n // 2}.mp4",
-            question="What?",
-            duration_group=None if task == "mlvu_dev" else ("short" if n < 12 else "long"),
-        )
-        for task in tasks
-        for n in range(24)
-    ]
-    answers = {}
-    for arm in ("uniform", "grounded"):
-        outcomes = [
-            Outcome(
-                task=document.task,
-                split="test",
-                doc_id=document.doc_id,
-                answer="A",
-                is_correct=document.doc_id < (12 if arm == "uniform" else 21)
-                and (arm, document.doc_id) != ("grounded", 0),
-            )
-            for document in documents
-        ]
-        cost = Cost(frames_sha="a" * 64, seconds=12.0, num_questions=24)
-        answers[arm] = Answers(outcomes=by_key(outcomes), cost=cost)
-    plan = Plan(
-        tasks=tasks,
-        include_path=None,
-        limit=None,
-        model=label,
-        scores=None,
-        rate_hz=1.0,
-        max_frames=None,
-        policy="min-gap",
-        params=("min_gap_s=5",),
-        top_k=32,
-    )
-    return Table(
-        made_by="itg-eval 0",
-        plan=plan,
-        num_questions=len(documents),
-        num_videos=12,
-        scoring_seconds_per_question=None,
-        hosts=(tabulate(host, documents, answers, {"uniform": 0, "grounded": 3}),),
-    )
 
 
 QWEN = Host.parse("qwen3_vl,pretrained=Qwen/Qwen3-VL-8B-Instruct")
 
 
-def test_accuracies_and_differences_are_those_of_the_outcomes():
+def test_accuracies_and_differences_are_those_of_the_outcomes(make_table):
     rows = {(row.task, row.group): row for row in make_table(QWEN).hosts[0].rows}
     assert list(rows) == [("videomme", "short"), ("videomme", "long"), ("videomme", None)]
     long = rows["videomme", "long"]
@@ -80,12 +24,12 @@ def test_accuracies_and_differences_are_those_of_the_outcomes():
     assert whole.difference.low < 8 / 24 < whole.difference.high
 
 
-def test_several_tasks_have_a_row_for_all_of_them():
+def test_several_tasks_have_a_row_for_all_of_them(make_table):
     last = make_table(QWEN, with_two_tasks=True).hosts[0].rows[-1]
     assert (last.task, last.num_questions) == ("all tasks", 48)
 
 
-def test_the_papers_numbers_stand_beside_ours_where_there_are_some():
+def test_the_papers_numbers_stand_beside_ours_where_there_are_some(make_table):
     rows = make_table(QWEN).hosts[0].rows
     published = [row.published for row in rows]
     assert (published[1].uniform, published[1].grounded) == (0.551, 0.603)
@@ -115,13 +59,13 @@ def test_published_numbers_are_found_by_checkpoint_task_and_group(
     assert find_published("somebody/else", task, group) is None
 
 
-def test_cost_and_missing_selections_are_said():
+def test_cost_and_missing_selections_are_said(make_table):
     text = to_markdown(make_table(QWEN))
     assert "scoring the frames not measured, answering with uniform frames 0.5," in text
     assert "3 questions had no grounded selection and were shown uniform frames." in text
 
 
-def test_json_holds_everything():
+def test_json_holds_everything(make_table):
     data = json.loads(to_json(make_table(QWEN)))
     assert data["schema_version"] == 1
     (host,) = data["hosts"]
@@ -129,7 +73,7 @@ def test_json_holds_everything():
     assert data["plan"]["params"] == ["min_gap_s=5"]
 
 
-def test_names_of_others_are_text_and_nothing_else():
+def test_names_of_others_are_text_and_nothing_else(make_table):
     table = make_table(Host(id=HOSTILE, args=""), label=HOSTILE)
     page = to_html(table)
     assert page.isascii()
@@ -144,7 +88,7 @@ def test_names_of_others_are_text_and_nothing_else():
     assert "\u202e" not in text
 
 
-def test_the_page_asks_no_network_for_anything_and_runs_nothing():
+def test_the_page_asks_no_network_for_anything_and_runs_nothing(make_table):
     page = to_html(make_table(QWEN))
     assert "default-src 'none'" in page
     assert "<script" not in page
