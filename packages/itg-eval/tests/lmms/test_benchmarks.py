@@ -223,8 +223,3 @@ def test_a_task_that_would_end_the_program_for_want_of_a_video_is_an_error_with_
 def test_a_limit_takes_the_first_documents_of_each_task(local):
     found = load_documents(NAMES[:2], local[0], limit=1)
     assert [document.key for document in found] == [(name, "test", 0) for name in NAMES[:2]]
-
-
-def test_a_task_that_lmms_eval_does_not_have_is_named(local):
-    with pytest.raises(ItgError, match="lmms-eval has no task 'videomime'"):
-        load_documents(["videomime"], local[0])

@@ -73,12 +73,11 @@ def test_a_real_qwen3_vl_reads_the_true_times_in_its_prompt(
     folder = tmp_path_factory.mktemp("qwen") / "tiny"
     write_tiny_qwen(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompts, pixels = [], []
+    prompts = []
     generate = Qwen3VLForConditionalGeneration.generate
 
     def generate_and_tell(self, **kwargs):
         prompts.extend(tokenizer.batch_decode(kwargs["input_ids"]))
-        pixels.append(kwargs["video_grid_thw"].tolist())
         return generate(self, **kwargs)
 
     monkeypatch.setattr(Qwen3VLForConditionalGeneration, "generate", generate_and_tell)
@@ -92,8 +91,7 @@ def test_a_real_qwen3_vl_reads_the_true_times_in_its_prompt(
     assert len(results["samples"]["itg_scripted"]) == len(prompts) == 4
     for selection in list(read_jsonl(selections["labelled"], DocumentSelection))[:4]:
         question = task.documents[selection.doc_id].question
-        (prompt,) = (p for p in prompts if question in p and _times(p) == _pairs(selection))
-        assert prompt.count("<|vision_start|>") == len(_pairs(selection))
+        assert [_times(p) for p in prompts if question in p].count(_pairs(selection)) == 1
 
 
 def _times(prompt):
