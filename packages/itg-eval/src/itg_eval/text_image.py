@@ -17,12 +17,16 @@ from itg_data.records import FrameScores
 from itg_data.sampling import SamplingConfig, sample_source_indices
 from itg_data.video import FrameBatch, VideoReader, open_video
 from itg_model.errors import CheckpointError
-from itg_model.grounder import MAX_CHUNK_BYTES, EncodedVideo, resolve_device, resolve_dtype
+from itg_model.grounder import EncodedVideo, resolve_device, resolve_dtype
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 FRAME_CHUNK = 64
+"""Frames that pass the tower at once."""
+
+MAX_CHUNK_BYTES = 256 * 1024**2
+"""Decoded frames held at once; large frames come in fewer."""
 
 
 class TextImageScorer:
