@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from itg_data.jsonl import write_jsonl
+from itg_eval.lmms.documents import document_of
 from itg_eval.scripted.benchmark import ScriptedConfig, write_benchmark
 from itg_eval.scripted.reader import train_reader
 
-SECONDS_AT_MOST = 420
+SECONDS_AT_MOST = 900
 
 
 @pytest.fixture
@@ -40,6 +42,15 @@ def start(tmp_path, grounder_dir):
     yield start
     for process in started:
         process.kill()
+        process.communicate()
+
+
+def list_questions(folder):
+    rows = map(json.loads, (folder / "questions.jsonl").read_text().splitlines())
+    return [
+        document_of(("itg_scripted", "test", number), row, str(folder / row["video"]))
+        for number, row in enumerate(rows)
+    ]
 
 
 def running(text):
@@ -53,6 +64,9 @@ def test_a_killed_run_leaves_nothing_behind_and_goes_on_where_it_was(start, tmp_
     write_benchmark(tmp_path / "task", ScriptedConfig(num_videos=2), num_workers=2)
     train_reader(tmp_path / "reader")
     run = tmp_path / "run"
+    run.mkdir()
+    # as the stage before leaves it; asking lmms-eval takes 20 seconds of its own
+    write_jsonl(run / "documents.jsonl", list_questions(tmp_path / "task"))
     first = start()
     deadline = time.monotonic() + SECONDS_AT_MOST
     while not list(run.glob("answers/*/grounded/log.txt")):
