@@ -1,4 +1,4 @@
-"""One lmms-eval for many tests: its import takes some 20 seconds. And hosts that tell what they saw."""
+"""One lmms-eval for many tests, for its import takes 20 seconds; hosts that tell what they saw."""
 
 import json
 import sys
@@ -112,7 +112,7 @@ def probe(task: Task) -> Iterator[Probe]:
                 first = batch[0].args[place]
                 for request in batch:
                     # many hosts take what they need out of the dict that they are given
-                    request.args[1 if self.is_simple else 2].pop("max_new_tokens")
+                    request.args[1 if self.is_simple else 2].clear()
                     doc_id, name, split = request.args[-3:]
                     given = first(self.task_dict[name][split][doc_id])
                     told.seen.append(self.look(doc_id, given, request))

@@ -82,7 +82,7 @@ def test_a_host_that_takes_a_path_gets_a_clip_of_each_frame_three_times(
     assert probe.hosts[0].num_frame == 8
     assert len(read) == len(task.documents)
     for seen, clip in zip(probe.seen, read, strict=True):
-        assert len(seen.videos) == 1 and not seen.images
+        assert (len(seen.videos), len(seen.images)) == (1, 0)
         wanted = frames_of(load(selections["uniform"])[seen.doc_id])
         assert clip.shape == (24, *wanted.shape[1:])
         error = np.abs(clip.astype(int) - np.repeat(wanted, 3, 0)).mean()
@@ -180,9 +180,7 @@ def test_only_a_host_model_can_be_the_inner_one(task, selections):
             task.evaluate(inner, selections["uniform"])
 
 
-def test_lmms_evals_cache_does_not_answer_from_another_selection(
-    task, selections, probe, tmp_path
-):
+def test_lmms_evals_cache_does_not_answer_from_another_selection(task, selections, probe, tmp_path):
     def ask(path):
         probe.seen.clear()
         task.evaluate("probe", path, "frames_as=images", use_cache=str(tmp_path / "cache"))
@@ -272,8 +270,7 @@ def test_what_lmms_eval_sets_from_outside_reaches_the_host(task, selections, pro
     assert model.batch_size == host.batch_size
     model.set_cache_hook("hook")
     assert host.cache_hook == "hook"
-    with pytest.raises(AttributeError):
-        model.no_such_thing
+    assert not hasattr(model, "no_such_thing")
 
 
 def test_grounded_frames_help_a_host_that_sees_and_not_by_chance(

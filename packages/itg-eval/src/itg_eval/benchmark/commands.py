@@ -41,14 +41,17 @@ class Run:
     without --host two small host models are, one that sees them and a tiny Qwen3-VL that does not.
     """
 
-    task: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="TASK")]
-    """A task or group of lmms-eval; may be given several times."""
-
-    model: str
-    """Checkpoint of the grounder that scores frames: a directory, or owner/name on the hub."""
-
     run_dir: Path
     """Folder of the run."""
+
+    model: str | None = None
+    """Checkpoint of the grounder that scores frames: a directory, or owner/name on the hub."""
+
+    scores: Path | None = None
+    """Instead of --model: scores made before, by `itg-eval score` or by another run."""
+
+    task: tuple[str, ...] = ()
+    """Tasks or groups of lmms-eval, or itg_scripted."""
 
     host: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="ID,KEY=VALUE,...")] = ()
     """A host model: its id in lmms-eval and its own arguments; may be given several times."""
@@ -95,16 +98,19 @@ class Run:
         """Checks everything before anything costly starts."""
         if not self.task:
             raise ItgError("--task is missing: name a task of lmms-eval, or itg_scripted")
+        if (self.model is None) == (self.scores is None):
+            raise ItgError("name either --model, a grounder's checkpoint, or --scores, made before")
+        if self.scores is not None and not self.scores.is_file():
+            raise ItgError(f"--scores {self.scores}: no such file")
         hosts = [Host.parse(text) for text in self.host]
         plan, settings = self._to_plan(), self._to_settings()
+        if not hosts and self.task != (TASK,):
+            raise ItgError("--host is missing: name a model, such as qwen3_vl,pretrained=...")
         run_dir = RunDir(self.run_dir)
         run_dir.claim(plan)
         if TASK in self.task and self.include_path is None:
             _write_scripted(run_dir.scripted, ScriptedConfig())
-        if not hosts:
-            if self.task != (TASK,):
-                raise ItgError("--host is missing: name a model, such as qwen3_vl,pretrained=...")
-            hosts = _write_hosts(run_dir.scripted)
+        hosts = hosts or _write_hosts(run_dir.scripted)
         table = run_stages(plan, hosts, run_dir, settings)
         sys.stdout.write(to_markdown(table))
         logger.info("the same as a page: %s", run_dir.report("html"))
@@ -127,6 +133,7 @@ class Run:
             include_path=None if include_path is None else str(include_path.resolve()),
             limit=self.limit,
             model=self.model,
+            scores=None if self.scores is None else str(self.scores.resolve()),
             rate_hz=self.rate_hz,
             max_frames=self.max_frames,
             policy=self.policy,
@@ -173,8 +180,8 @@ class Report:
 class Documents:
     """List the questions of tasks by lmms-eval's own definitions, one JSON object a line."""
 
-    task: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="TASK")]
-    """A task or group of lmms-eval; may be given several times."""
+    task: tuple[str, ...]
+    """Tasks or groups of lmms-eval."""
 
     output: Path
     """File for them."""

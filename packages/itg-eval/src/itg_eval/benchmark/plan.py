@@ -74,7 +74,10 @@ class Plan:
     tasks: tuple[str, ...]
     include_path: str | None
     limit: int | None
-    model: str
+    model: str | None
+    """Checkpoint of the scorer; None where scores made before are used."""
+    scores: str | None
+    """File of these; None where the scorer makes them."""
     rate_hz: float
     max_frames: int | None
     policy: str
@@ -95,8 +98,12 @@ class RunDir:
         self.plan = root / "run.json"
         self.scripted = root / "scripted"
         self.documents = root / "documents.jsonl"
-        self.scores = root / "scores"
+        self.scoring = root / "scores"
         self.answers = root / "answers"
+
+    def scores(self, plan: Plan) -> Path:
+        """The file of scores: the run's own, or one made before."""
+        return Path(plan.scores) if plan.scores else self.scoring / "scores.jsonl"
 
     def selection(self, arm: str) -> Path:
         """The file of selected frames of one arm."""

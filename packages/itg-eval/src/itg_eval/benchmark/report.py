@@ -17,9 +17,6 @@ from itg_data.timeline.page import show_controls
 
 from itg_eval.benchmark.table import HostTable, Row, Table
 
-_REACH = 0.5
-"""Half the width of the chart of differences, in accuracy; longer bars are cut."""
-
 
 def to_json(table: Table) -> str:
     """Everything, with `schema_version` first."""
@@ -28,7 +25,7 @@ def to_json(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     """A heading and a table for each host."""
-    lines = [f"# {_title(table)}", "", _say_how(table), ""]
+    lines = [f"# {_escape_markdown(_title(table))}", "", _escape_markdown(_say_how(table)), ""]
     for host in table.hosts:
         lines += [f"## {_escape_markdown(host.host)}", "", *_markdown_rows(host), ""]
         lines += [_say_cost(host, table), ""]
@@ -67,7 +64,7 @@ def _say_how(table: Table) -> str:
     return (
         f"{table.num_questions} questions about {table.num_videos} videos, each asked twice: with "
         f"{plan.top_k} evenly spaced frames, and with {plan.top_k} frames chosen by {plan.policy}"
-        f"{params} from the scores of {plan.model}."
+        f"{params} from the scores of {plan.model or plan.scores}."
     )
 
 
@@ -130,7 +127,8 @@ def _cells(host: HostTable, row: Row) -> list[tuple[str, str]]:
 
 def _html_host(host: HostTable, table: Table) -> str:
     heads = "".join(f'<th scope="col">{name}</th>' for name, _ in _cells(host, host.rows[0]))
-    body = "\n".join(_html_row(host, row) for row in host.rows)
+    reach = _reach(table)
+    body = "\n".join(_html_row(host, row, reach) for row in host.rows)
     return (
         f"<section><h2><bdi>{_to_html(host.host)}</bdi></h2>\n"
         f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}'
@@ -140,18 +138,24 @@ def _html_host(host: HostTable, table: Table) -> str:
     )
 
 
-def _html_row(host: HostTable, row: Row) -> str:
+def _html_row(host: HostTable, row: Row, reach: float) -> str:
     (task, *rest) = [_to_html(cell) for _, cell in _cells(host, row)]
     cells = "".join(f"<td>{cell}</td>" for cell in rest)
     kind = "" if row.group else ' class="whole"'
-    return f'<tr{kind}><th scope="row">{task}</th>{cells}<td>{_interval_svg(row)}</td></tr>'
+    return f'<tr{kind}><th scope="row">{task}</th>{cells}<td>{_interval_svg(row, reach)}</td></tr>'
 
 
-def _interval_svg(row: Row) -> str:
+def _reach(table: Table) -> float:
+    """The longest way from zero of any interval: half the width of all charts."""
+    changes = [row.difference for host in table.hosts for row in host.rows]
+    return max(0.05, *(max(-change.low, change.high) for change in changes))
+
+
+def _interval_svg(row: Row, reach: float) -> str:
     """The interval as a line, the difference as a dot, zero as the middle."""
 
     def x(points: float) -> str:
-        return f"{100 * min(max(points / _REACH, -1), 1):.1f}"
+        return f"{100 * points / reach:.1f}"
 
     change = row.difference
     kind = "gain" if change.low > 0 else "loss" if change.high < 0 else "unsure"

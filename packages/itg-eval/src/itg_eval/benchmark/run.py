@@ -101,8 +101,7 @@ def write_report(run_dir: RunDir) -> Table:
 def _list_documents(plan: Plan, run_dir: RunDir) -> list[Document]:
     if not run_dir.documents.exists():
         command = ["documents", "--output", str(run_dir.documents)]
-        for task in plan.tasks:
-            command += ["--task", task]
+        command += ["--task", *plan.tasks]
         if plan.include_path is not None:
             command += ["--include-path", plan.include_path]
         if plan.limit is not None:
@@ -113,10 +112,10 @@ def _list_documents(plan: Plan, run_dir: RunDir) -> list[Document]:
 
 
 def _score(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings: Settings) -> None:
-    if (run_dir.scores / "scores.jsonl").exists():
+    if plan.model is None or run_dir.scores(plan).exists():
         return
     command = ["score", "--documents", str(run_dir.documents), "--model", plan.model]
-    command += ["--output", str(run_dir.scores), "--rate-hz", str(plan.rate_hz)]
+    command += ["--output", str(run_dir.scoring), "--rate-hz", str(plan.rate_hz)]
     command += ["--device", settings.device, "--dtype", settings.dtype]
     if plan.max_frames is not None:
         command += ["--max-frames", str(plan.max_frames)]
@@ -126,7 +125,7 @@ def _score(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings:
     _itg_eval(command, settings.num_processes, accepted=(0, 1))
     seconds = time.monotonic() - started_s
     measured = {"seconds": seconds, "num_questions": len(documents) - num_before}
-    write_atomic(run_dir.scores / "seconds.json", json.dumps(measured) + "\n")
+    write_atomic(run_dir.scoring / "seconds.json", json.dumps(measured) + "\n")
 
 
 def _select(plan: Plan, run_dir: RunDir) -> None:
@@ -134,7 +133,7 @@ def _select(plan: Plan, run_dir: RunDir) -> None:
     for arm, policy, numbers in ((ARMS[0], "uniform", {}), (ARMS[1], plan.policy, params)):
         path = run_dir.selection(arm)
         if not path.exists():
-            scores = run_dir.scores / "scores.jsonl"
+            scores = run_dir.scores(plan)
             count = write_jsonl(path, select_documents(scores, policy, plan.top_k, numbers))
             logger.info("chose %s frames for %d questions", arm, count)
 
@@ -167,13 +166,13 @@ def _itg_eval(
 
 
 def _count_scored(run_dir: RunDir) -> int:
-    shards = (run_dir.scores / "shards").glob("scores*")
+    shards = (run_dir.scoring / "shards").glob("scores*")
     return sum(path.read_bytes().count(b"\n") for path in shards)
 
 
 def _read_scoring_time(run_dir: RunDir) -> float | None:
     try:
-        measured = json.loads((run_dir.scores / "seconds.json").read_text())
+        measured = json.loads((run_dir.scoring / "seconds.json").read_text())
     except (OSError, ValueError):
         return None
     count = measured["num_questions"]

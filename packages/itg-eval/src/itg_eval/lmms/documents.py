@@ -101,8 +101,11 @@ def _load_tasks(tasks: Sequence[str], include_path: str | Path | None) -> list[A
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
         raise ItgError(f"lmms-eval has no task {unknown[0]!r}; `lmms-eval --tasks list` names all")
-    with naming(f"cannot load {', '.join(tasks)}"):
-        return list(_leaves(get_task_dict(list(tasks), manager)))
+    leaves: dict[str, Any] = {}
+    for name in tasks:  # one by one: asked for together, they come in any order
+        with naming(f"cannot load {name}"):
+            leaves |= {leaf.config.task: leaf for leaf in _leaves(get_task_dict([name], manager))}
+    return list(leaves.values())
 
 
 def _leaves(tasks: Mapping[Any, Any]) -> Iterator[Any]:

@@ -1,0 +1,53 @@
+import shutil
+
+import pytest
+from itg_eval.benchmark.plan import Host
+from itg_eval.benchmark.report import to_html
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+
+pytestmark = pytest.mark.browser
+
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
+HOSTILE = "</style><script>owned=1</script><img src=x onerror=owned=1>"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, make_table):
+    folder = tmp_path_factory.mktemp("page")
+    host = Host(id=HOSTILE, args="pretrained=Qwen3-VL-8B")
+    (folder / "report.html").write_text(to_html(make_table(host, with_two_tasks=True)))
+    options = ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = Chrome(options, Service(shutil.which("chromedriver")))
+    driver.get((folder / "report.html").as_uri())
+    yield driver
+    driver.quit()
+
+
+def test_the_report_loads_quietly_and_hostile_names_run_nowhere(page):
+    assert page.get_log("browser") == []
+    assert page.execute_script("return typeof owned") == "undefined"
+    assert page.find_elements("tag name", "img") == []
+    assert HOSTILE in page.find_element("tag name", "h2").text
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_the_report_fits_any_screen_and_its_table_scrolls_by_itself(width, page):
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.refresh()
+    assert page.execute_script("return document.documentElement.scrollWidth") == width
+    (box,) = page.find_elements("class name", "scroll")
+    assert box.rect["x"] + box.rect["width"] <= width
+
+
+@pytest.mark.parametrize(("scheme", "paper"), [("light", "251, 250, 247"), ("dark", "22, 21, 19")])
+def test_the_report_is_light_or_dark_as_asked(scheme, paper, page):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    body = page.find_element("tag name", "body")
+    assert paper in body.value_of_css_property("background-color")

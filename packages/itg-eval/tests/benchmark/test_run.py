@@ -1,0 +1,157 @@
+"""`itg-eval run` as a user starts it: real processes, killed, started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from itg_data.jsonl import write_jsonl
+from itg_eval.lmms.documents import document_of
+from itg_eval.scripted.benchmark import ScriptedConfig, write_benchmark
+from itg_eval.scripted.reader import train_reader
+
+SECONDS_AT_MOST = 900
+
+
+@pytest.fixture
+def start(tmp_path, grounder_dir):
+    """Starts `itg-eval run` on two processes, in a process group of its own."""
+    started = []
+
+    def start(*more):
+        command = [sys.executable, "-m", "itg_eval", "run", "--task", "itg_scripted"]
+        command += ["--model", str(grounder_dir), "--run-dir", str(tmp_path / "run")]
+        command += ["--top-k", "4", "--max-frames", "16", "--num-processes", "2"]
+        command += ["--include-path", str(tmp_path / "task")]
+        command += ["--host", f"itg_reader,pretrained={tmp_path / 'reader'}", *more]
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env | {"OMP_NUM_THREADS": "1"},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def list_questions(folder):
+    rows = map(json.loads, (folder / "questions.jsonl").read_text().splitlines())
+    return [
+        document_of(("itg_scripted", "test", number), row, str(folder / row["video"]))
+        for number, row in enumerate(rows)
+    ]
+
+
+def running(text):
+    """Processes whose command line holds a text."""
+    found = subprocess.run(["pgrep", "-f", text], capture_output=True, text=True)
+    return found.stdout.split()
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_nothing_behind_and_goes_on_where_it_was(start, tmp_path):
+    write_benchmark(tmp_path / "task", ScriptedConfig(num_videos=2), num_workers=2)
+    train_reader(tmp_path / "reader")
+    run = tmp_path / "run"
+    run.mkdir()
+    # as the stage before leaves it; asking lmms-eval takes 20 seconds of its own
+    write_jsonl(run / "documents.jsonl", list_questions(tmp_path / "task"))
+    first = start()
+    deadline = time.monotonic() + SECONDS_AT_MOST
+    while not list(run.glob("answers/*/grounded/log.txt")):
+        assert first.poll() is None, first.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    (uniform,) = run.glob("answers/*/uniform/done.json")
+    done_before = {
+        path: path.stat().st_mtime_ns
+        for path in (uniform, run / "documents.jsonl", run / "scores/scores.jsonl")
+    }
+    while running(str(run)):
+        assert time.monotonic() < deadline, "lmms-eval outlives the run that started it"
+        time.sleep(0.2)
+
+    again = start()
+    out, err = again.communicate(timeout=SECONDS_AT_MOST)
+    assert again.returncode == 0, err
+    assert {path: path.stat().st_mtime_ns for path in done_before} == done_before
+    assert "uniform frames: lmms-eval starts" not in err
+    num_questions = (tmp_path / "task" / "questions.jsonl").read_bytes().count(b"\n")
+    assert out.startswith("# Does frame selection help? itg\\_scripted")
+    report = json.loads((run / "report.json").read_text())
+    assert report["num_questions"] == num_questions
+    for arm in ("uniform", "grounded"):
+        (journal,) = run.glob(f"answers/*/{arm}/journal/*")
+        # each of the two processes answered its half, and nothing was answered twice
+        counts = [path.read_bytes().count(b"\n") for path in sorted(journal.iterdir())]
+        assert len(counts) == 2
+        assert sum(counts) - num_questions in (0, 1), "one more where the halves are uneven"
+    assert (run / "report.html").exists()
+
+
+def test_a_run_without_a_task_a_host_or_sense_is_refused_at_once(tmp_path, capsys):
+    from itg_eval.cli import main
+
+    base = ["run", "--model", "m", "--run-dir", str(tmp_path / "run")]
+    assert main(["run", "--run-dir", str(tmp_path / "run"), "--task", "itg_scripted"]) == 2
+    assert "name either --model" in capsys.readouterr().err
+    for more, said in {
+        ("--task", "videomme", "--scores", "x.jsonl"): "name either --model",
+        (): "--task is missing",
+        ("--task", "videomme"): "--host is missing",
+        ("--task", "videomme", "--host", "a b"): "--host must be ID",
+        ("--task", "videomme", "--host", "x", "--top-k", "0"): "0",
+        ("--task", "videomme", "--host", "x", "--policy", "guess"): "guess",
+        ("--task", "videomme", "--host", "x", "--limit", "0"): "--limit must be >= 1",
+        ("--task", "videomme", "--host", "x", "--batch-size", "0"): "--batch-size must be >= 1",
+    }.items():
+        assert main([*base, *more]) == 2, more
+        complaint = capsys.readouterr().err
+        assert said in complaint
+        assert complaint.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_of_nothing_is_refused(tmp_path, capsys):
+    from itg_eval.cli import main
+
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no run of itg-eval" in capsys.readouterr().err
+
+
+def test_a_child_ends_with_its_parent(tmp_path):
+    code = (
+        "import sys; from itg_eval.benchmark.children import run_child; "
+        "run_child(['sleep', '60'], env={}, watch=lambda: print('up', flush=True))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline() == b"up\n"
+        (child,) = subprocess.run(
+            ["pgrep", "-P", str(parent.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while _state(child) != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _state(pid):
+    """Z, a zombie, also for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return "Z"
