@@ -19,8 +19,8 @@ from itg_data.errors import VideoError
 from itg_data.records import FrameScores
 from itg_data.sampling import SamplingConfig, sample_source_indices
 from itg_data.video import FrameBatch, VideoReader, open_video
-from itg_model.errors import CheckpointError
 from itg_model.devices import resolve_device, resolve_dtype
+from itg_model.errors import CheckpointError
 from itg_model.frames import MAX_CHUNK_BYTES, EncodedVideo
 from PIL import Image
 from torch import Tensor
