@@ -8,8 +8,10 @@ import io
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import doc_commands
@@ -25,6 +27,7 @@ SHELL = [b for b in BLOCKS if b.language in ("bash", "console") and b.mark != "n
 UNRUN = [b for b in BLOCKS if b.mark in ("not run", "run instead")]
 PYTHON = sorted({b.page for b in BLOCKS if b.language == "python"})
 VENV = Path(sys.executable).parents[1]
+TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="session")
@@ -49,11 +52,13 @@ def repository(tmp_path_factory):
     frames = np.random.default_rng(0).integers(0, 255, (48, 64, 96, 3), dtype=np.uint8)
     encode_mp4(root / "film.mp4", frames, fps=25)
     tiny.write_grounder(root / "CHECKPOINT")
+    (root / "questions.txt").write_text("Who comes in?\nWho leaves?\n")
+    (root / "questions.jsonl").write_text('{"video": "film.mp4", "question": "Who comes in?"}\n')
     shutil.copytree(root / "CHECKPOINT", root / "runs" / "scripted-small" / "checkpoint")
     return root
 
 
-def run(command, cwd, stdin=""):
+def run(command, cwd):
     # uv finds this environment, and the packages in it, instead of making one of its own
     environment = os.environ | {
         "PATH": f"{VENV}/bin:{os.environ['PATH']}",
@@ -62,9 +67,26 @@ def run(command, cwd, stdin=""):
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "default",
     }
-    return subprocess.run(
-        command, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True, check=False
-    )
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        # no pipes: what a command leaves in the background would keep them open
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        try:
+            returncode = process.wait(TIMEOUT_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(command, returncode, out.read(), err.read())
 
 
 @functools.cache

@@ -83,10 +83,10 @@ class Annotate:
     image_size: int = 448
     """Longer side of the pictures in pixels."""
 
-    features: str = "thumbnails"
-    """What frames are compared by, to thin those that look alike: thumbnails, or the folder of a
-    CLIP or SigLIP checkpoint, as the method has it, which needs itg-data[local]. none thins
-    nothing: every second of the chosen clips is kept."""
+    features: str = "none"
+    """What frames are compared by, to thin those that look alike: the folder of a CLIP or SigLIP
+    checkpoint, as the method has it, which needs itg-data[local]; or thumbnails, which need no
+    model and take layouts for meanings. none keeps every second that the check confirms."""
 
     num_decoders: int | None = None
     """Videos decoded at the same time; None for one per core."""

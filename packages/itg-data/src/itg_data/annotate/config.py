@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from itg_data.annotate.desk import Annotator, AnswerStore, Desk
-from itg_data.annotate.features import THUMBNAILS, load_features
+from itg_data.annotate.features import NOTHING, load_features
 from itg_data.annotate.frames import Decoders, PictureConfig
 from itg_data.annotate.openai_client import OpenAIAnnotator, ServerConfig
 from itg_data.annotate.pipeline import Workshop
@@ -70,7 +70,7 @@ class RunConfig:
     annotator: AnnotatorConfig
     sampler: Sampler
     pictures: PictureConfig = field(default_factory=PictureConfig)
-    features: str = THUMBNAILS
+    features: str = NOTHING
     """`thumbnails`, `none`, or the folder of a CLIP or SigLIP checkpoint."""
     concurrency: int = 16
     """Requests under way at the same time."""
