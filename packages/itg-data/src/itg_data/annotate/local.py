@@ -12,13 +12,21 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from itg_data.annotate.features import Float32, load_picture, to_unit_length
-from itg_data.annotate.requests import AnnotatorError, Answer, Request, Sampler
+from itg_data.annotate.requests import (
+    AnnotatorError,
+    Answer,
+    MissingExtraError,
+    Request,
+    Sampler,
+)
 
 try:
     import torch
     import transformers
-except ImportError:
-    raise AnnotatorError("local models need torch: pip install 'itg-data[local]'") from None
+except ImportError as error:
+    raise MissingExtraError(
+        "local models need torch: pip install 'itg-data[local]'", name=error.name
+    ) from None
 
 AnswerT = TypeVar("AnswerT")
 

@@ -22,7 +22,7 @@ from itg_data.annotate.desk import AnswerStore, Tally
 from itg_data.annotate.ledger import Ledger
 from itg_data.annotate.local_engine import VideoResult, side_by_side
 from itg_data.annotate.pipeline import Outcome, VideoJob, Workshop, annotate_video
-from itg_data.annotate.requests import AnnotatorError, Answer, Stage
+from itg_data.annotate.requests import AnnotatorError, Answer, MissingExtraError, Stage
 
 # under `uv run` Ray would have its workers build the environment anew, from a packed folder
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -30,8 +30,10 @@ try:
     import ray as untyped_ray
     from ray.exceptions import RayActorError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-except ImportError:
-    raise AnnotatorError("--engine ray needs Ray: pip install 'itg-data[ray]'") from None
+except ImportError as error:
+    raise MissingExtraError(
+        "--engine ray needs Ray: pip install 'itg-data[ray]'", name=error.name
+    ) from None
 
 # its decorators hide what they decorate from type checkers
 ray: Any = untyped_ray

@@ -122,6 +122,10 @@ class AnnotatorError(ItgError):
     """No answers can be had: the server is gone, the key is wrong, a cassette lacks the request."""
 
 
+class MissingExtraError(AnnotatorError, ModuleNotFoundError):
+    """A package is missing that an extra of itg-data brings."""
+
+
 class RejectedError(Exception):
     """The server finds fault with one request; others may fare better."""
 
