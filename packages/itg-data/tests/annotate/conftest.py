@@ -30,7 +30,9 @@ class Asked:
     num_pictures: int
     body: dict[str, Any]
     before: int
-    """Requests of the same stage that were answered before."""
+    """Requests of the same stage that arrived before."""
+    number: int
+    """Its place among all requests, from 0."""
 
 
 @dataclass
@@ -97,9 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
             num_pictures=len(user["content"]) - 1,
             body=body,
             before=0,
+            number=0,
         )
         with self.server.lock:
             asked.before = self.server.stages[asked.stage]
+            asked.number = len(self.server.asked)
             self.server.asked.append(asked)
         reply = self.server.reply(asked)
         if isinstance(reply, dict):

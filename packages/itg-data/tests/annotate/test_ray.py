@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from itg_data.annotate.openai_client import ServerConfig
 from itg_data.annotate.requests import AnnotatorError
@@ -26,3 +28,20 @@ def test_a_ray_cluster_makes_the_same_set_and_stops_with_the_same_error(
     dead = ServerConfig(base_url=server.base_url, max_retries=0)
     with pytest.raises(AnnotatorError, match=r"answers 401: .*bad key"):
         run(make_config(pairs, engine="ray", out=tmp_path / "dead", annotator=dead))
+
+    server.answered.clear()
+
+    def die(asked):
+        if asked.number % 8 == 7:
+            return server.Reply("out of memory", 500)
+        # most are answered only after another worker has failed
+        time.sleep(0.3)
+        return server.sensible(asked)
+
+    server.reply = die
+    dying = make_config(pairs, engine="ray", out=tmp_path / "dying", annotator=dead)
+    with pytest.raises(AnnotatorError, match=r"answers 500: .*out of memory"):
+        run(dying)
+    server.reply = server.sensible
+    run(dying)
+    assert set(server.answered.values()) == {1}

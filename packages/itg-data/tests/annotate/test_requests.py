@@ -2,7 +2,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from itg_data.annotate.desk import Bill, Desk, UnansweredError, all_of
+from itg_data.annotate.desk import Bill, Desk, UnansweredError, all_of, to_the_end
 from itg_data.annotate.ledger import Ledger, LedgerError
 from itg_data.annotate.requests import (
     STAGES,
@@ -86,6 +86,43 @@ def test_the_same_request_at_the_same_time_is_asked_once(tmp_path):
         return slow.num_asked, bill.to_token_count().num_calls
 
     assert asyncio.run(main()) == (1, 5)
+
+
+def test_what_is_asked_when_a_run_ends_is_kept(tmp_path):
+    slow, ledger = Slow(), Ledger(tmp_path / "ledger.sqlite")
+
+    async def main() -> None:
+        desk = Desk(slow, ledger, SAMPLER, concurrency=1)
+        others = [replace(REQUEST, pictures=(str(n),)) for n in range(3)]
+        asking = [asyncio.create_task(desk.ask(other, Bill())) for other in others]
+        while not slow.num_asked:
+            await asyncio.sleep(0)
+        for task in asking:
+            task.cancel()
+        await asyncio.sleep(0)
+        # an error on its way up cancels more than once
+        asking[0].cancel()
+        ended = await asyncio.gather(*asking, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in ended)
+        assert desk.tally.num_asked == 1
+        assert await ledger.claim(others[0].key(SAMPLER)) is not None
+        # those that stood in line were not asked, and their claims are given back
+        assert await ledger.claim(others[1].key(SAMPLER)) is None
+
+    asyncio.run(main())
+    assert (slow.num_asked, len(ledger)) == (1, 1)
+
+
+def test_an_answer_that_does_not_come_holds_the_end_up_no_longer_than_the_grace():
+    async def main() -> bool:
+        never = asyncio.Event()
+        asking = asyncio.create_task(to_the_end(never.wait(), grace_s=0.01))
+        await asyncio.sleep(0)
+        asking.cancel()
+        (ended,) = await asyncio.gather(asking, return_exceptions=True)
+        return isinstance(ended, asyncio.CancelledError)
+
+    assert asyncio.run(main())
 
 
 def test_a_claim_that_is_given_back_goes_to_the_next_in_line(tmp_path):

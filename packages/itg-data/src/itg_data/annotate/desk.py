@@ -2,7 +2,8 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
 
@@ -19,6 +20,9 @@ from itg_data.errors import ItgError, RecordError
 AnswerT = TypeVar("AnswerT")
 
 Jpeg = bytes
+
+GRACE_S = 30.0
+"""How long a run that ends waits for the answers to what it has already asked."""
 
 
 class Pictures(Protocol):
@@ -189,33 +193,33 @@ class Desk:
             self.tally.num_known += 1
             return known
         try:
-            answer = await self._ask_annotator(request, pictures)
-        except BaseException:
+            # who waits for a decoder should not keep others from asking, nor who waits to ask keep
+            # pictures in memory
+            if pictures is not None:
+                await pictures.wait()
+            async with self._places:
+                if self._given_up is not None:
+                    raise self._given_up
+                shown = pictures.read() if pictures is not None else ()
+                return await to_the_end(self._ask_annotator(key, request, shown))
+        except BaseException as error:
             await self._store.release(key)
+            if isinstance(error, RejectedError):
+                raise UnansweredError("rejected_by_server", f"{request.stage}: {error}") from None
+            if isinstance(error, ItgError | OSError):
+                # those who stand in line need not find out for themselves
+                self._given_up = error
             raise
+
+    async def _ask_annotator(
+        self, key: str, request: Request[AnswerT], shown: Sequence[Jpeg]
+    ) -> Answer:
+        answer = await self._annotator.ask(request, shown)
         self.tally.num_asked += 1
         self.tally.prompt_tokens += answer.prompt_tokens
         self.tally.completion_tokens += answer.completion_tokens
         await self._store.store(key, request.stage, self.sampler.model, answer)
         return answer
-
-    async def _ask_annotator(self, request: Request[AnswerT], pictures: Pictures | None) -> Answer:
-        # who waits for a decoder should not keep others from asking, nor who waits to ask keep
-        # pictures in memory
-        if pictures is not None:
-            await pictures.wait()
-        try:
-            async with self._places:
-                if self._given_up is not None:
-                    raise self._given_up
-                shown = pictures.read() if pictures is not None else ()
-                return await self._annotator.ask(request, shown)
-        except (ItgError, OSError) as error:
-            # those who stand in line need not find out for themselves
-            self._given_up = error
-            raise
-        except RejectedError as error:
-            raise UnansweredError("rejected_by_server", f"{request.stage}: {error}") from None
 
 
 ResultT = TypeVar("ResultT")
@@ -242,6 +246,26 @@ async def all_of(work: Iterable[Awaitable[ResultT]]) -> list[ResultT]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return [task.result() for task in tasks]
+
+
+async def to_the_end(work: Coroutine[Any, Any, ResultT], grace_s: float = GRACE_S) -> ResultT:
+    """Awaits work that goes on to its end, or for `grace_s` more, when the caller is cancelled.
+
+    What an annotator was asked is paid for: its answer is worth keeping although the run ends.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        clock = asyncio.get_running_loop().time
+        deadline_s = clock() + grace_s
+        while not task.done() and clock() < deadline_s:
+            # one error may cancel this several times, on its way up through nested `all_of`
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task}, timeout=deadline_s - clock())
+        task.cancel()  # does nothing to what came to its end
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 async def both(first: Awaitable[FirstT], second: Awaitable[SecondT]) -> tuple[FirstT, SecondT]:

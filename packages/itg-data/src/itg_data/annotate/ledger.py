@@ -83,13 +83,15 @@ class Ledger:
         return answer
 
     async def store(self, key: str, stage: Stage, model: str, answer: Answer) -> None:
-        """Keeps an answer, on disk when this returns, and hands it to those who wait for it."""
+        """Keeps an answer, on disk when this returns, and hands it to those who wait for it.
+
+        Raises:
+            LedgerError: It can't be kept; the claim is still the caller's.
+        """
         row = key, stage, model, answer.text, answer.prompt_tokens, answer.completion_tokens
-        try:
-            with self._explained():
-                self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", row)
-        finally:
-            await self.release(key)
+        with self._explained():
+            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", row)
+        await self.release(key)
 
     async def release(self, key: str) -> None:
         """Gives a claim back; the next who waits for the answer will ask."""

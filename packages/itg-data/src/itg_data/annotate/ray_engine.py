@@ -7,6 +7,7 @@ each request from, so no two of them ask the same. If a worker dies the run ends
 the ledger when it is started again.
 """
 
+import asyncio
 import dataclasses
 import itertools
 import logging
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from itg_data.annotate.config import RunConfig, open_workshop
-from itg_data.annotate.desk import AnswerStore, Tally
+from itg_data.annotate.desk import GRACE_S, AnswerStore, Tally
 from itg_data.annotate.ledger import Ledger
 from itg_data.annotate.local_engine import VideoResult, side_by_side
 from itg_data.annotate.pipeline import Outcome, VideoJob, Workshop, annotate_video
@@ -62,7 +63,7 @@ async def run_on_ray(
 
         async def annotate(job: VideoJob) -> tuple[Outcome, ...]:
             turn = next(turns)
-            outcomes, of_worker[turn] = await workers[turn].annotate.remote(job)
+            outcomes, of_worker[turn] = await _wait_for(workers[turn].annotate.remote(job))
             tally.set_to_sum(of_worker.values())
             return outcomes
 
@@ -76,6 +77,16 @@ async def run_on_ray(
         raise AnnotatorError(f"a worker died ({error}); start again to go on from here") from None
     finally:
         ray.shutdown()
+
+
+async def _wait_for(reference: Any) -> Any:
+    try:
+        return await reference
+    except asyncio.CancelledError:
+        # a worker that is stopped keeps the answers to what it has asked: see `desk.to_the_end`
+        ray.cancel(reference)
+        await asyncio.to_thread(ray.wait, [reference], timeout=GRACE_S)
+        raise
 
 
 def _start_workers(config: RunConfig) -> list[Any]:
