@@ -1,7 +1,7 @@
 import pytest
 from itg_train.cli import main, parse, take_nproc
-from itg_train.config import OptimConfig
-from itg_train.recipes import RECIPES
+from itg_train.config import OptimConfig, to_plain
+from itg_train.recipes import RECIPES, to_options
 
 
 def test_without_arguments_the_first_recipe_runs_as_it_is():
@@ -132,3 +132,18 @@ def test_the_reference_recipe_has_the_references_rates_and_batch():
     assert config.random_pooled_side
     assert not config.trainable.tower
     assert config.optim.max_grad_norm == 0
+
+
+def test_the_options_told_of_a_config_make_it_again():
+    options = [
+        *("--trainable.no-tower", "--random-pooled-side", "--num-steps", "7"),
+        *("--data.synthetic.difficulty", "0.25", "--optim.head-lr", "0.5"),
+    ]
+    recipe, config = parse(["scripted-small", *options])
+    told = to_options(recipe, to_plain(config))
+    assert parse([recipe, *told]) == (recipe, config)
+    assert sorted(told) == sorted(options)
+    assert to_options(recipe, to_plain(config), but=["num-steps"]) == [
+        word for word in told if word not in ("--num-steps", "7")
+    ]
+    assert to_options(recipe, to_plain(RECIPES[recipe]())) == []

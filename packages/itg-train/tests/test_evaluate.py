@@ -13,7 +13,7 @@ def report(tiny_model_config, make_dataset):
     told = []
     found = evaluate(model, make_dataset(), seed=0, advance=lambda done, note: told.append(done))
     assert told == [1, 2, 3]
-    return summarize([found])
+    return summarize(found)
 
 
 def test_every_question_counts_once_for_its_type_and_once_for_all(report, make_dataset):
@@ -36,7 +36,7 @@ def test_scores_that_are_the_labels_are_perfect_and_their_negative_is_not(
             ],
         )
         model = FrameGroundingModel(tiny_model_config)
-        found = summarize([evaluate(model, make_dataset(), 0, lambda done, note: None)])
+        found = summarize(evaluate(model, make_dataset(), 0, lambda done, note: None))
         precision = found["semantic"]["grounder"]["average_precision"]
         if expected is None:
             assert precision < 0.5
@@ -82,6 +82,6 @@ def test_processes_that_share_the_videos_measure_what_one_measures(
         evaluate(model, dataset, 0, lambda done, note: None, places=range(rank, 3, 2))
         for rank in range(2)
     ]
-    together = summarize(parts)
+    together = summarize(result for part in parts for result in part)
     for method, means in report["all"].items():
         assert together["all"][method] == pytest.approx(means)

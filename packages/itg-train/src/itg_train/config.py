@@ -1,8 +1,9 @@
 """Everything a training run depends on: one frozen dataclass, written whole beside its results."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from itg_data.published import Labels
 from itg_data.sampling import SamplingConfig
@@ -301,3 +302,10 @@ class TrainConfig:
                 "model.vision_token_num must be < model.tokenizer_model_max_length "
                 f"({self.model.tokenizer_model_max_length}), got {num_tokens}"
             )
+
+
+def to_plain(value: Any) -> Any:
+    """Turns a config into what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return str(value) if isinstance(value, Path) else value

@@ -5,7 +5,8 @@ by chance, several times over. Values are means over questions. The processes sh
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,21 @@ SHARES = (0.05, 0.1, 0.2)
 
 NUM_RANDOM_DRAWS = 20
 
-Values = dict[str, list[float]]
-"""Measure -> a value per question."""
+Measures = dict[str, dict[str, float]]
+"""Method -> measure -> value. Measures are `average_precision` and recall at each of `SHARES`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionResult:
+    """How one held-out question went."""
+
+    record_id: str
+    video: str
+    question: str
+    question_type: str
+    """Empty for a conversation."""
+    measures: Measures
+
 
 Summary = dict[str, dict[str, dict[str, float | int]]]
 """Question type (and `all`) -> method -> measure -> mean."""
@@ -42,7 +56,7 @@ def evaluate(
     advance: Advance,
     frame_chunk: int = DEFAULT_FRAME_CHUNK,
     places: Sequence[int] | None = None,
-) -> dict[str, dict[str, Values]]:
+) -> list[QuestionResult]:
     """Scores every question of a split, or of some of its groups.
 
     Args:
@@ -54,45 +68,32 @@ def evaluate(
         places: Which groups; None takes all.
 
     Returns:
-        Question type (and `all`) -> method -> measure -> a value per question; `summarize` makes
-        means of them. Measures are `average_precision`, `recall@5%`, `recall@10%` and
-        `recall@20%`.
+        A result per question to which some frame is relevant; `summarize` makes means of them.
     """
     was_training = model.training
     model.eval()
-    values: dict[str, dict[str, Values]] = {}
+    results: list[QuestionResult] = []
     for done, place in enumerate(range(len(dataset)) if places is None else places, start=1):
         try:
             sample = dataset.load(place)
         except VideoError as error:
             logger.warning("not measured: %s", error)
             continue
-        scored = zip(
-            _score_questions(model, sample, frame_chunk), sample.records, sample.labels, strict=True
-        )
-        for question, (scores, record, label) in enumerate(scored):
-            relevant = label.numpy().astype(bool)
-            if not relevant.any():
-                continue
-            rng = np.random.default_rng([seed, place, question])
-            for method, measured in _measure(scores, relevant, rng):
-                for question_type in ("all", record.question_type or "untyped"):
-                    of_method = values.setdefault(question_type, {}).setdefault(method, {})
-                    for name, value in measured.items():
-                        of_method.setdefault(name, []).append(value)
+        scores = _score_questions(model, sample, frame_chunk)
+        results += _measure_questions(sample, scores, [seed, place])
         advance(done, "")
     model.train(was_training)
-    return values
+    return results
 
 
 @torch.inference_mode()
 def evaluate_chat(
     module: ChatLoss, dataset: VideoDataset, advance: Advance, places: Sequence[int]
-) -> dict[str, dict[str, Values]]:
+) -> list[QuestionResult]:
     """The loss of every conversation of some groups, in the form of `evaluate`."""
     was_training = module.training
     module.eval()
-    values: Values = {}
+    results: list[QuestionResult] = []
     for done, place in enumerate(places, start=1):
         for question in range(len(dataset.groups[place].records)):
             try:
@@ -100,27 +101,57 @@ def evaluate_chat(
             except VideoError as error:
                 logger.warning("not measured: %s", error)
                 break
-            values.setdefault("loss", []).append(float(module(Pass(samples=(sample,)))))
+            (record,) = sample.records
+            loss = float(module(Pass(samples=(sample,))))
+            result = QuestionResult(
+                record_id=record.id,
+                video=record.video,
+                question=record.question,
+                question_type="",
+                measures={"chat": {"loss": loss}},
+            )
+            results.append(result)
         advance(done, "")
     module.train(was_training)
-    return {"all": {"chat": values}} if values else {}
+    return results
 
 
-def summarize(
-    parts: Iterable[dict[str, dict[str, Values]]],
-) -> Summary:
-    """Makes means of what one process or several measured, with `num_questions` beside them."""
-    merged: dict[str, dict[str, Values]] = {}
-    for part in parts:
-        for question_type, of_type in part.items():
-            for method, measured in of_type.items():
-                target = merged.setdefault(question_type, {}).setdefault(method, {})
-                for name, values in measured.items():
-                    target.setdefault(name, []).extend(values)
+def summarize(results: Iterable[QuestionResult]) -> Summary:
+    """Makes means over questions, of each type and of all, with `num_questions` beside them."""
+    gathered: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for result in results:
+        for question_type in filter(None, ("all", result.question_type)):
+            of_type = gathered.setdefault(question_type, {})
+            for method, measured in result.measures.items():
+                of_type.setdefault(method, []).append(measured)
     return {
-        question_type: {method: _average(lists) for method, lists in of_type.items()}
-        for question_type, of_type in merged.items()
+        question_type: {method: average(values) for method, values in of_type.items()}
+        for question_type, of_type in gathered.items()
     }
+
+
+def average(values: Sequence[dict[str, float]]) -> dict[str, float | int]:
+    """Makes means of each measure, with `num_questions` beside them."""
+    means: dict[str, float | int] = {
+        name: float(np.mean([of_question[name] for of_question in values])) for name in values[0]
+    }
+    return means | {"num_questions": len(values)}
+
+
+def _measure_questions(
+    sample: VideoSample, scores: Sequence[npt.NDArray[np.float32]], seed: list[int]
+) -> Iterator[QuestionResult]:
+    for number, (record, label) in enumerate(zip(sample.records, sample.labels, strict=True)):
+        relevant = label.numpy().astype(bool)
+        if relevant.any():
+            rng = np.random.default_rng([*seed, number])
+            yield QuestionResult(
+                record_id=record.id,
+                video=record.video,
+                question=record.question,
+                question_type=record.question_type or "untyped",
+                measures=dict(_measure(scores[number], relevant, rng)),
+            )
 
 
 @torch.inference_mode()
@@ -150,11 +181,6 @@ def _measure(
         drawn = {"average_precision": average_precision(-np.argsort(ranking), relevant)}
         draws.append(drawn | recalls(lambda k, ranking=ranking: ranking[:k]))
     yield "random", {name: float(np.mean([d[name] for d in draws])) for name in draws[0]}
-
-
-def _average(lists: Values) -> dict[str, float | int]:
-    means: dict[str, float | int] = {k: float(np.mean(v)) for k, v in lists.items()}
-    return means | {"num_questions": len(next(iter(lists.values())))}
 
 
 def format_table(report: Summary) -> str:

@@ -7,7 +7,7 @@ from itg_train.build import build, whole_module
 from itg_train.chat_loss import ChatLoss
 from itg_train.config import TrainConfig
 from itg_train.engine import Engine, Processes, gather_from_all, wait_for_all
-from itg_train.evaluate import Summary, evaluate, evaluate_chat, summarize
+from itg_train.evaluate import QuestionResult, evaluate, evaluate_chat, summarize
 from itg_train.loader import Planner, iterate_steps
 from itg_train.measure import StepTimer
 from itg_train.metrics import open_metrics
@@ -20,7 +20,7 @@ from itg_train.start import LossModule
 
 def train(
     config: TrainConfig, processes: Processes, prepared: Prepared, run_dir: RunDir
-) -> Summary:
+) -> list[QuestionResult]:
     """Trains from the start or from the newest state, writes the checkpoint and measures it.
 
     Args:
@@ -30,7 +30,7 @@ def train(
         run_dir: Where states, metrics and the checkpoint go.
 
     Returns:
-        Quality on the held-out split, as `evaluate.summarize` gives it.
+        How each question of the held-out split went.
 
     Raises:
         RunError: The loss is no longer a number, or memory or disk is full.
@@ -61,7 +61,8 @@ def train(
             if config.validate_every and done % config.validate_every == 0:
                 measured = measure_heldout(config, processes, engine, module, prepared)
                 if writer and measured:
-                    writer.write_validation(done, next(iter(measured["all"].values())))
+                    overall = summarize(measured)["all"]
+                    writer.write_validation(done, next(iter(overall.values())))
             if done % config.save_every == 0 or done == config.num_steps:
                 engine.save_state(done)
             # from here, not from when the batch is there: waiting for frames counts as well
@@ -95,7 +96,7 @@ def measure_heldout(
     engine: Engine,
     module: LossModule,
     prepared: Prepared,
-) -> Summary:
+) -> list[QuestionResult]:
     """Measures the held-out split, shared among the processes; empty where there is none."""
     places = range(processes.rank, len(prepared.heldout), processes.world_size)
     showing = show_progress(
@@ -104,12 +105,12 @@ def measure_heldout(
     whole = whole_module(config, engine, module)
     with showing as advance:
         if isinstance(whole, ChatLoss):
-            values = evaluate_chat(whole, prepared.heldout, advance, places)
+            results = evaluate_chat(whole, prepared.heldout, advance, places)
         else:
-            values = evaluate(
+            results = evaluate(
                 whole.model, prepared.heldout, config.seed, advance, config.frame_chunk, places
             )
-    return summarize(gather_from_all(values))
+    return [result for part in gather_from_all(results) for result in part]
 
 
 def export(

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from itg_train.config import TrainConfig
-from itg_train.rundir import RunDir, RunError, to_plain
+from itg_train.config import TrainConfig, to_plain
+from itg_train.rundir import RunDir, RunError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

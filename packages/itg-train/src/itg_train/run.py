@@ -34,10 +34,10 @@ def run(recipe: str, config: TrainConfig) -> str:
         prepared = prepare(config, processes)
         # only now: a run that finds no data should not bar the folder to the corrected command
         engine.first_does(lambda: run_dir.claim(recipe, config))
-        report = train(config, processes, prepared, run_dir)
+        results = train(config, processes, prepared, run_dir)
         text = ""
         if processes.is_first:
-            text = show_results(config, processes, prepared, run_dir, report)
+            text = show_results(recipe, config, processes, prepared, run_dir, results)
         engine.wait_for_all()
     finally:
         engine.leave_processes()

@@ -5,7 +5,7 @@
     metrics.jsonl    one line per step and per measurement on the held-out split
     tensorboard/     the same as curves
     state/           DeepSpeed's own files, to resume from
-    checkpoint/      the trained grounder: config, safetensors, tokenizer
+    checkpoint/      the trained grounder: config, safetensors, tokenizer, and a card
     heldout.json     quality on the held-out split
     selection.json   frames chosen from one held-out video; report.html and scores.png show it
 
@@ -13,7 +13,6 @@ A folder belongs to one config. Started again with the same one, an unfinished r
 any number of processes; with another it is refused, because its results would be of neither.
 """
 
-import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -25,7 +24,7 @@ import torch
 from itg_data.errors import ItgError
 from itg_data.files import write_atomic
 
-from itg_train.config import TrainConfig
+from itg_train.config import TrainConfig, to_plain
 
 _PACKAGES = (
     "itg-data",
@@ -127,13 +126,6 @@ def write_json(path: Path, data: Any) -> None:
 
 def _describe(recipe: str, config: TrainConfig) -> dict[str, Any]:
     return {"recipe": recipe, "config": to_plain(config)}
-
-
-def to_plain(value: Any) -> Any:
-    """Turns a config into what JSON can hold."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return str(value) if isinstance(value, Path) else value
 
 
 def describe_origin() -> dict[str, Any]:

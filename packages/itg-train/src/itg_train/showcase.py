@@ -1,5 +1,6 @@
 """After training: quality on the held-out split, and one selection to look at."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from itg_data.metrics import num_selected
@@ -9,25 +10,28 @@ from itg_model.grounder import FrameGrounder
 from itg_model.plot import draw_selection
 from itg_model.report import write_report
 
+from itg_train.card import CARD, write_card
 from itg_train.config import TrainConfig
 from itg_train.engine import Processes
-from itg_train.evaluate import Summary, format_table
+from itg_train.evaluate import QuestionResult, format_table, summarize
 from itg_train.prepare import Prepared
 from itg_train.rundir import RunDir, write_json
 
 
 def show_results(
+    recipe: str,
     config: TrainConfig,
     processes: Processes,
     prepared: Prepared,
     run_dir: RunDir,
-    report: Summary,
+    results: Sequence[QuestionResult],
 ) -> str:
-    """Writes the measurements down, selects, and says in words what there is now.
+    """Writes the measurements and the card, selects, and says in words what there is now.
 
     The video shown is the first of the held-out split and the question its first: whatever the
     grounder makes of it, not the best of many.
     """
+    report = summarize(results)
     write_json(run_dir.heldout, report)
     if config.task == "chat":
         loss = next(iter(report["all"].values()))["loss"] if report else float("nan")
@@ -37,6 +41,7 @@ def show_results(
         )
     if not prepared.heldout.groups:
         return f"The trained grounder: {run_dir.checkpoint} (no video was held out to measure it)"
+    write_card(run_dir.checkpoint, recipe, config, prepared, run_dir, results)
     group = prepared.heldout.groups[0]
     record = cast(GroundingRecord, group.records[0])
     video = prepared.heldout.root / record.video
@@ -72,7 +77,7 @@ for "{selection.question}":
 {chosen}
 
 What lies where:
-  {run_dir.checkpoint}  the trained grounder
+  {run_dir.checkpoint}  the trained grounder, with its card in {CARD}
   {run_dir.heldout}  the table above
   {run_dir.report}  the selection to look at, in a browser
   {run_dir.picture}  the same as a picture

@@ -1,0 +1,91 @@
+"""Puts a finished run of the recipe itg-tiny into itg-model: weights, tokenizer, card.
+
+    uv run itg-train itg-tiny
+    uv run python tools/ship_tiny.py runs/itg-tiny
+
+Weights become bfloat16, and the held-out split is measured anew with what they are then, so the
+card speaks of what is shipped.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from itg_data.errors import ItgError
+from itg_data.progress import show_progress
+from itg_model import weights
+from itg_model.bundled import TINY_FOLDER
+from itg_model.model import FrameGroundingModel
+from itg_model.processing import load_tokenizer
+from itg_train.card import write_card
+from itg_train.cli import parse
+from itg_train.config import TrainConfig
+from itg_train.evaluate import QuestionResult, evaluate
+from itg_train.prepare import Prepared, prepare
+from itg_train.recipes import to_options
+from itg_train.rundir import RunDir
+
+MAX_MB = 12.0
+"""What the wheel may carry."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run_dir", type=Path, help="the run's folder")
+    parser.add_argument("--into", type=Path, default=TINY_FOLDER, help="where to put it")
+    arguments = parser.parse_args(argv)
+    try:
+        ship(RunDir(arguments.run_dir), arguments.into)
+    except (ItgError, OSError, ValueError) as error:
+        print(f"ship_tiny: {error}", file=sys.stderr)
+        return 2
+    print(arguments.into / "README.md")
+    return 0
+
+
+def ship(run_dir: RunDir, into: Path) -> None:
+    """Writes the folder anew.
+
+    Raises:
+        ItgError: The run has left no checkpoint, or its data are gone.
+        ValueError: The weights are too large.
+    """
+    described = json.loads(run_dir.config.read_text(encoding="utf-8"))
+    options = to_options(described["recipe"], described["config"])
+    recipe, config = parse([described["recipe"], *options])
+    model = FrameGroundingModel.from_pretrained(run_dir.checkpoint, torch.bfloat16)
+    size_mb = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
+    if size_mb > MAX_MB:
+        raise ValueError(f"the weights take {size_mb:.1f} MB, more than {MAX_MB:g}")
+    if into.exists():
+        shutil.rmtree(into)
+    weights.write_checkpoint(into, config.model, model.state_dict(), published=True)
+    load_tokenizer(run_dir.checkpoint).save_pretrained(into)
+    prepared = prepare_alone(config)
+    write_card(into, recipe, config, prepared, run_dir, measure(into, config, prepared))
+
+
+def prepare_alone(config: TrainConfig) -> Prepared:
+    """Gets the run's data once more, as a group of one process."""
+    from itg_train import engine
+
+    processes = engine.join_processes(config.engine)
+    try:
+        return prepare(config, processes)
+    finally:
+        engine.leave_processes()
+
+
+def measure(folder: Path, config: TrainConfig, prepared: Prepared) -> list[QuestionResult]:
+    """Measures a checkpoint on the held-out split."""
+    model = FrameGroundingModel.from_pretrained(folder)
+    with show_progress("held-out split", len(prepared.heldout), unit="groups") as advance:
+        return evaluate(model, prepared.heldout, config.seed, advance, config.frame_chunk)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
