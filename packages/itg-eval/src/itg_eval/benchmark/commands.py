@@ -192,13 +192,14 @@ class Documents:
     limit: int | None = None
     """Questions of each task at most, the first ones."""
 
+    judged: bool = False
+    """Only tasks for which `itg-eval run` can tell right answers from wrong ones."""
+
     def run(self) -> int:
         """Asks lmms-eval."""
         if self.limit is not None and self.limit < 1:
             raise ItgError(f"--limit must be >= 1, got {self.limit}")
-        documents = load_task(self.task, self.include_path, self.limit)
-        if not documents:
-            raise ItgError(f"{', '.join(self.task)}: no questions")
+        documents = load_task(self.task, self.include_path, self.limit, judged=self.judged)
         write_jsonl(self.output, documents)
         logger.info("%d questions", len(documents))
         return 0
