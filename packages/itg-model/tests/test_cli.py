@@ -166,7 +166,7 @@ def test_help_and_a_missing_file_do_not_wait_for_torch():
         "assert main(['no-such.mp4', 'where', '--model', 'x']) == 2\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 def test_control_c_ends_a_real_run_with_130(arguments):
@@ -174,12 +174,12 @@ def test_control_c_ends_a_real_run_with_130(arguments):
         "import os, signal, sys, time; from itg_model import cli\n"
         "def hang(request):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    time.sleep(30)\n"
+        "    time.sleep(3600)\n"
         "cli._check = hang\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 130
     assert done.stderr == "itg-select: interrupted\n"

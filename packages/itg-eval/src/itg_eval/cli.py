@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="itg-eval: %(message)s", force=True
     )
-    for talkative in ("httpx", "torch", "transformers"):
+    for talkative in ("httpx", "numexpr", "torch", "transformers"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         command = tyro.extras.subcommand_cli_from_dict(

@@ -1,6 +1,7 @@
 """Where documents come from: a file of them, a labelled data set, or a task of lmms-eval."""
 
 import importlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -48,17 +49,22 @@ def read_records(path: str | Path, split: str | None = None) -> list[Document]:
     )
 
 
-def load_task(tasks: Sequence[str], include_path: Path | None, limit: int | None) -> list[Document]:
+def load_task(
+    tasks: Sequence[str], include_path: Path | None, limit: int | None, *, judged: bool = False
+) -> list[Document]:
     """Loads the documents of tasks by lmms-eval's own definitions.
 
     Args:
         tasks: Names of tasks or groups.
         include_path: Folder of further task definitions.
         limit: Documents of each task at most.
+        judged: Whether right and wrong must be told apart for the tasks.
     """
+    # read when lmms-eval is imported, which else tells of every file that it passes over
+    os.environ.setdefault("LOGURU_LEVEL", "WARNING")
     # imported here: lmms-eval takes many seconds, and is not needed for files
     loader = importlib.import_module("itg_eval.lmms.documents")
-    return loader.load_documents(tasks, include_path, limit)
+    return loader.load_documents(tasks, include_path, limit, judged=judged)
 
 
 def group_by_video(documents: Iterable[Document]) -> dict[str, list[Document]]:

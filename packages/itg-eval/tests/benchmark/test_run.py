@@ -117,6 +117,11 @@ def test_a_run_without_a_task_a_host_or_sense_is_refused_at_once(tmp_path, capsy
         ("--task", "videomme", "--host", "x", "--policy", "guess"): "guess",
         ("--task", "videomme", "--host", "x", "--limit", "0"): "--limit must be >= 1",
         ("--task", "videomme", "--host", "x", "--batch-size", "0"): "--batch-size must be >= 1",
+        ("--task", "videomme", "--host", "qwen3vl"): "--host qwen3vl: lmms-eval has no such model",
+        ("--task", "videomme", "--host", "oryx"): "no form is known in which oryx (simple) takes",
+        ("--task", "videomme", "--host", "qwen3_vl,frames_as=film"): "frames_as must be one of",
+        ("--task", "videomme", "--host", "llava_vid,max_frames_num=64"): "selected frames, 32, got",
+        ("--task", "itg_scripted"): "--model m: neither a checkpoint's directory nor owner/name",
     }.items():
         assert main([*base, *more]) == 2, more
         complaint = capsys.readouterr().err

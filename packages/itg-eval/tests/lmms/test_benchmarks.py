@@ -4,6 +4,7 @@ The real rows and videos are gated or large; what is tested is all between them 
 """
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -120,6 +121,19 @@ BENCHMARKS = [
         [MVBENCH | {"answer": OPTIONS[place]} for place in (2, 0)],
     ),
 ]
+# members of lmms-eval's groups that do not fit: frames in a folder, answers of many words
+EPISODIC = "mvbench_episodic_reasoning_local"
+OPEN_ENDED = "nextqa_oe_test_local"
+MISFITS = [
+    (EPISODIC, "mvbench/mvbench_episodic_reasoning.yaml", "train", MVBENCH | {"video": "frames"}),
+    (OPEN_ENDED, "nextqa/nextqa_oe_test.yaml", "test", NEXTQA | {"answer": "red"}),
+]
+NAMES = [f"{benchmark[0]}_local" for benchmark in BENCHMARKS]
+GROUPS = {
+    "mvbench_group": [EPISODIC, "mvbench_action_count_local"],
+    "nextqa_group": [OPEN_ENDED, "nextqa_mc_test_local"],
+    "misfit_group": [EPISODIC],
+}
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +143,21 @@ def local(task, tmp_path_factory):
 
     builtin = Path(lmms_eval.tasks.__file__).parent
     folder, home = tmp_path_factory.mktemp("tasks"), tmp_path_factory.mktemp("home")
-    for name, yaml, split, video, _, rows in BENCHMARKS:
+
+    def define(name, yaml, split, rows):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines)
         (folder / f"{name}.yaml").write_text(
-            f"include: {builtin / yaml}\ntask: {name}_local\ndataset_path: json\n"
+            f"include: {builtin / yaml}\ntask: {name}\ndataset_path: json\n"
             f"dataset_name: null\ndataset_kwargs:\n  data_files:\n    {split}: {name}.jsonl\n"
         )
+
+    for name, yaml, split, row in MISFITS:
+        define(name, yaml, split, [row])
+    for group, members in GROUPS.items():
+        (folder / f"{group}.yaml").write_text(json.dumps({"group": group, "task": members}))
+    for name, yaml, split, video, _, rows in BENCHMARKS:
+        define(f"{name}_local", yaml, split, rows)
         (home / video).parent.mkdir(parents=True)
         shutil.copy(task.documents[0].video, home / video)
     with pytest.MonkeyPatch.context() as patch:
@@ -144,9 +166,6 @@ def local(task, tmp_path_factory):
         patch.setattr("nltk.download", lambda *args, **kwargs: True)
         patch.setenv("CGBENCH_VIDEO_DIR", str(home / "cg_videos_720p"))
         yield folder, home
-
-
-NAMES = [f"{benchmark[0]}_local" for benchmark in BENCHMARKS]
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +242,32 @@ def test_a_task_that_would_end_the_program_for_want_of_a_video_is_an_error_with_
 def test_a_limit_takes_the_first_documents_of_each_task(local):
     found = load_documents(NAMES[:2], local[0], limit=1)
     assert [document.key for document in found] == [(name, "test", 0) for name in NAMES[:2]]
+
+
+def test_a_group_stands_for_its_tasks_without_those_that_do_not_fit_which_are_named(local, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = load_documents(["mvbench_group", "nextqa_group"], local[0], judged=True)
+    tasks = ["mvbench_action_count_local", "nextqa_mc_test_local"]
+    assert [document.task for document in found] == [task for task in tasks for _ in range(2)]
+    said = [record.message for record in caplog.records if "left out" in record.message]
+    assert said[0] == f"left out: {EPISODIC}/train/0: needs one video file, has 0"
+    assert said[1].startswith(f"left out: {OPEN_ENDED}: no way is known to tell a right answer")
+    assert len(said) == 2
+
+
+def test_open_questions_can_be_scored_though_nobody_judges_their_answers(local):
+    found = load_documents(["nextqa_group"], local[0])
+    assert [document.task for document in found] == [OPEN_ENDED, *["nextqa_mc_test_local"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([EPISODIC, "mvbench_group"], "needs one video file, has 0"),
+        ([OPEN_ENDED], "no way is known to tell a right answer from a wrong one"),
+        (["misfit_group"], "misfit_group: no questions that can be used"),
+    ],
+)
+def test_a_task_asked_for_by_name_must_fit_and_so_must_something_of_a_group(names, said, local):
+    with pytest.raises(ItgError, match=said):
+        load_documents(names, local[0], judged=True)

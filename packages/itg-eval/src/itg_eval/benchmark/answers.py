@@ -21,7 +21,8 @@ from itg_data.progress import show_progress
 from itg_eval.benchmark.children import run_child, to_launcher
 from itg_eval.benchmark.outcomes import Cost, Outcome, read_outcomes
 from itg_eval.benchmark.plan import Host, read_record
-from itg_eval.lmms.entry import SHADOW_VARIABLE, is_builtin
+from itg_eval.lmms.entry import SHADOW_VARIABLE, is_builtin, is_simple_model
+from itg_eval.lmms.forms import choose_form, frame_count
 from itg_eval.lmms.journal import count_answers
 from itg_eval.records import Document, Selections, by_key
 
@@ -82,6 +83,24 @@ def answer(arm: Arm, documents: Sequence[Document]) -> Answers:
     write_jsonl(arm.folder / "outcomes.jsonl", outcomes)
     write_atomic(arm.folder / _DONE, format_record(cost))
     return Answers(outcomes=by_key(outcomes), cost=cost)
+
+
+def check_host(host: Host, top_k: int) -> None:
+    """Finds out, before frames are scored for hours, whether a host can be asked at all.
+
+    Raises:
+        ItgError: lmms-eval has no such model, or it is not known how it takes `top_k` frames.
+    """
+    try:
+        is_simple = is_simple_model(host.id)
+    except ValueError as error:
+        raise ItgError(f"--host {host.id}: lmms-eval has no such model; {error}") from None
+    given = dict(arg.split("=", 1) for arg in filter(None, host.args.split(",")))
+    try:
+        choose_form(host.id, is_simple, given.get("frames_as"))
+        frame_count(host.id, given, top_k)
+    except ItgError as error:
+        raise ItgError(f"--host {host.id}: {error}") from None
 
 
 def load_answers(folder: Path, frames_sha: str, documents: Sequence[Document]) -> Answers | None:

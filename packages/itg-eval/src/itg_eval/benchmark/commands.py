@@ -5,6 +5,7 @@ Nothing here imports torch or lmms-eval before a command runs.
 
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from itg_data.progress import show_progress
 from itg_data.sampling import SamplingConfig
 from itg_model.policies import parse_policy_params
 
+from itg_eval.benchmark.answers import check_host
 from itg_eval.benchmark.plan import Host, Plan, RunDir
 from itg_eval.benchmark.report import to_html, to_json, to_markdown
 from itg_eval.benchmark.run import Settings, run_stages, write_report
@@ -106,7 +108,10 @@ class Run:
         plan, settings = self._to_plan(), self._to_settings()
         if not hosts and self.task != (TASK,):
             raise ItgError("--host is missing: name a model, such as qwen3_vl,pretrained=...")
+        for host in hosts:
+            check_host(host, plan.top_k)
         run_dir = RunDir(self.run_dir)
+        self._check_model(run_dir.scores(plan))
         run_dir.claim(plan)
         if TASK in self.task and self.include_path is None:
             _write_scripted(run_dir.scripted, ScriptedConfig())
@@ -115,6 +120,14 @@ class Run:
         sys.stdout.write(to_markdown(table))
         logger.info("the same as a page: %s", run_dir.report("html"))
         return 0
+
+    def _check_model(self, scores: Path) -> None:
+        if self.model is None or scores.exists() or Path(self.model).is_dir():
+            return
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.model):
+            raise ItgError(
+                f"--model {self.model}: neither a checkpoint's directory nor owner/name on the hub"
+            )
 
     def _to_plan(self) -> Plan:
         try:
@@ -192,13 +205,14 @@ class Documents:
     limit: int | None = None
     """Questions of each task at most, the first ones."""
 
+    judged: bool = False
+    """Only tasks for which `itg-eval run` can tell right answers from wrong ones."""
+
     def run(self) -> int:
         """Asks lmms-eval."""
         if self.limit is not None and self.limit < 1:
             raise ItgError(f"--limit must be >= 1, got {self.limit}")
-        documents = load_task(self.task, self.include_path, self.limit)
-        if not documents:
-            raise ItgError(f"{', '.join(self.task)}: no questions")
+        documents = load_task(self.task, self.include_path, self.limit, judged=self.judged)
         write_jsonl(self.output, documents)
         logger.info("%d questions", len(documents))
         return 0

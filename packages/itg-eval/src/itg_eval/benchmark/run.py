@@ -25,7 +25,7 @@ from itg_eval.benchmark.plan import ARMS, Host, Plan, RunDir
 from itg_eval.benchmark.report import to_html, to_json, to_markdown
 from itg_eval.benchmark.table import HostTable, Table, tabulate
 from itg_eval.documents import read_documents
-from itg_eval.records import Document, Selections
+from itg_eval.records import Document, Selections, format_key
 from itg_eval.selecting import select_documents
 
 logger = logging.getLogger(__name__)
@@ -51,11 +51,13 @@ def run_stages(plan: Plan, hosts: Sequence[Host], run_dir: RunDir, settings: Set
     run_dir.claim(plan)
     documents = _list_documents(plan, run_dir)
     _score(plan, run_dir, documents, settings)
-    _select(plan, run_dir)
+    _select(plan, run_dir, documents, settings)
+    # not the plan's: a group may hold tasks that were left out
+    tasks = tuple(dict.fromkeys(document.task for document in documents))
     for host in hosts:
         run_dir.welcome(host)
         for name in ARMS:
-            answer(_to_arm(plan, run_dir, host, name, settings), documents)
+            answer(_to_arm(plan, run_dir, host, name, settings, tasks), documents)
     return write_report(run_dir)
 
 
@@ -101,7 +103,7 @@ def write_report(run_dir: RunDir) -> Table:
 def _list_documents(plan: Plan, run_dir: RunDir) -> list[Document]:
     if not run_dir.documents.exists():
         command = ["documents", "--output", str(run_dir.documents)]
-        command += ["--task", *plan.tasks]
+        command += ["--judged", "--task", *plan.tasks]
         if plan.include_path is not None:
             command += ["--include-path", plan.include_path]
         if plan.limit is not None:
@@ -112,7 +114,11 @@ def _list_documents(plan: Plan, run_dir: RunDir) -> list[Document]:
 
 
 def _score(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings: Settings) -> None:
-    if plan.model is None or run_dir.scores(plan).exists():
+    if plan.model is None:
+        return
+    # a video that could not be read may have been mended; who is content without asks no more
+    is_wanted = settings.missing == "fail" and _some_failed(run_dir)
+    if run_dir.scores(plan).exists() and not is_wanted:
         return
     command = ["score", "--documents", str(run_dir.documents), "--model", plan.model]
     command += ["--output", str(run_dir.scoring), "--rate-hz", str(plan.rate_hz)]
@@ -123,28 +129,49 @@ def _score(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings:
     started_s = time.monotonic()
     # 1: done, but for videos that cannot be read
     _itg_eval(command, settings.num_processes, accepted=(0, 1))
-    seconds = time.monotonic() - started_s
-    measured = {"seconds": seconds, "num_questions": len(documents) - num_before}
+    seconds, num_questions = _read_scoring(run_dir)
+    measured = {
+        "seconds": seconds + time.monotonic() - started_s,
+        "num_questions": num_questions + _count_scored(run_dir) - num_before,
+    }
     write_atomic(run_dir.scoring / "seconds.json", json.dumps(measured) + "\n")
 
 
-def _select(plan: Plan, run_dir: RunDir) -> None:
+def _select(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings: Settings) -> None:
     params = parse_policy_params(plan.policy, plan.params)
+    scores = run_dir.scores(plan)
     for arm, policy, numbers in ((ARMS[0], "uniform", {}), (ARMS[1], plan.policy, params)):
         path = run_dir.selection(arm)
-        if not path.exists():
-            scores = run_dir.scores(plan)
-            count = write_jsonl(path, select_documents(scores, policy, plan.top_k, numbers))
-            logger.info("chose %s frames for %d questions", arm, count)
+        if path.exists() and (settings.missing != "fail" or not _unselected(path, documents)):
+            continue
+        count = write_jsonl(path, select_documents(scores, policy, plan.top_k, numbers))
+        logger.info("chose %s frames for %d questions", arm, count)
+        without = _unselected(path, documents)
+        # found out here, before a host model is loaded for nothing
+        if without and settings.missing == "fail":
+            failed = run_dir.scoring / "failed.jsonl"
+            why = f" ({failed} says why)" if _some_failed(run_dir) else ""
+            raise ItgError(
+                f"{len(without)} of {len(documents)} questions have no scores in {scores}{why}, "
+                f"the first is {format_key(without[0].key)}; mend that and run the same again, or "
+                "add --missing uniform to show them evenly spaced frames"
+            )
 
 
-def _to_arm(plan: Plan, run_dir: RunDir, host: Host, name: str, settings: Settings) -> Arm:
+def _unselected(selection: Path, documents: Sequence[Document]) -> list[Document]:
+    chosen = Selections.load(selection)
+    return [document for document in documents if document.key not in chosen]
+
+
+def _to_arm(
+    plan: Plan, run_dir: RunDir, host: Host, name: str, settings: Settings, tasks: tuple[str, ...]
+) -> Arm:
     return Arm(
         host=host,
         name=name,
         selection=run_dir.selection(name),
         folder=run_dir.arm(host, name),
-        tasks=plan.tasks,
+        tasks=tasks,
         include_path=None if plan.include_path is None else Path(plan.include_path),
         limit=plan.limit,
         missing=settings.missing,
@@ -165,15 +192,25 @@ def _itg_eval(
         raise ItgError(f"itg-eval {command[0]} ended with exit status {status}, see above")
 
 
+def _some_failed(run_dir: RunDir) -> bool:
+    failed = run_dir.scoring / "failed.jsonl"
+    return failed.exists() and failed.stat().st_size > 0
+
+
 def _count_scored(run_dir: RunDir) -> int:
     shards = (run_dir.scoring / "shards").glob("scores*")
     return sum(path.read_bytes().count(b"\n") for path in shards)
 
 
 def _read_scoring_time(run_dir: RunDir) -> float | None:
+    seconds, num_questions = _read_scoring(run_dir)
+    return seconds / num_questions if num_questions > 0 else None
+
+
+def _read_scoring(run_dir: RunDir) -> tuple[float, int]:
+    """Seconds and questions of all scoring that came to its end; 0 where there was none."""
     try:
         measured = json.loads((run_dir.scoring / "seconds.json").read_text())
     except (OSError, ValueError):
-        return None
-    count = measured["num_questions"]
-    return measured["seconds"] / count if count > 0 else None
+        return 0.0, 0
+    return measured["seconds"], measured["num_questions"]

@@ -1,7 +1,12 @@
 # pyright: standard
 # lmms_eval is not typed
-"""The documents of a task, by lmms-eval's own definition of it: which videos, which questions."""
+"""The documents of a task, by lmms-eval's own definition of it: which videos, which questions.
 
+A group stands for the tasks in it. One of them that cannot be used is left out and named; a task
+that was itself asked for is an error.
+"""
+
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -10,14 +15,24 @@ from typing import Any
 
 from itg_data.errors import ItgError
 
-from itg_eval.lmms.tasks import facts_of
+from itg_eval.lmms.tasks import explain_unjudged, facts_of
 from itg_eval.records import Document, format_key
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".m4v", ".ts", ".flv")
 
 
+class UnfitError(ItgError):
+    """A task whose documents are not one question about one video file each."""
+
+
 def load_documents(
-    tasks: Sequence[str], include_path: str | Path | None = None, limit: int | None = None
+    tasks: Sequence[str],
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    *,
+    judged: bool = False,
 ) -> list[Document]:
     """Lists the documents of tasks in lmms-eval's order.
 
@@ -25,16 +40,27 @@ def load_documents(
         tasks: Names of tasks or of groups of tasks.
         include_path: Folder with further tasks, as for lmms-eval's `--include_path`.
         limit: At most so many documents of each task, the first ones.
+        judged: Whether only tasks will do whose right answers can be told from wrong ones.
 
     Raises:
         ItgError: A task is unknown, its data cannot be loaded, or one of its documents has no
-            video file; the message names it.
+            video file; the message names it. Or no task of a group can be used.
     """
     documents: list[Document] = []
     # lmms-eval and its tasks print and log to stdout, which is for results
     with redirect_stdout(sys.stderr):
         for task in _load_tasks(tasks, include_path):
-            documents += _documents_of(task, limit)
+            name = task.config.task
+            try:
+                if judged and facts_of(name) is None:
+                    raise UnfitError(explain_unjudged(name))
+                documents += list(_documents_of(task, limit))
+            except UnfitError as error:
+                if name in tasks:
+                    raise
+                logger.warning("left out: %s", error)
+    if not documents:
+        raise ItgError(f"{', '.join(tasks)}: no questions that can be used")
     return documents
 
 
@@ -44,12 +70,12 @@ def document_of(
     """Makes the record of one row of a task's data.
 
     Raises:
-        ItgError: The row has no question.
+        UnfitError: The row has no question.
     """
     task, split, doc_id = key
     question = row.get("question")
     if not isinstance(question, str) or not question.strip():
-        raise ItgError(f"{format_key(key)}: the row has no field 'question' with text")
+        raise UnfitError(f"{format_key(key)}: the row has no field 'question' with text")
     facts = facts_of(task)
     return Document(
         task=task,
@@ -127,5 +153,5 @@ def _documents_of(task: Any, limit: int | None) -> Iterator[Document]:
             videos = [path for path in map(video_path, task.doc_to_visual(row)) if path]
             context = task.doc_to_text(row)
         if len(videos) != 1:
-            raise ItgError(f"{format_key(key)}: needs one video file, has {len(videos)}")
+            raise UnfitError(f"{format_key(key)}: needs one video file, has {len(videos)}")
         yield document_of(key, row, videos[0], context if isinstance(context, str) else "")

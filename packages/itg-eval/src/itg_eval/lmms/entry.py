@@ -66,3 +66,14 @@ def builtin_manifests() -> "list[ModelManifest]":
 def is_builtin(model_id: str) -> bool:
     """Whether lmms-eval itself has a model of that id."""
     return any(manifest.model_id == model_id for manifest in builtin_manifests())
+
+
+def is_simple_model(model_id: str) -> bool:
+    """Whether lmms-eval asks a model, its own or a plugin's, as a simple one: it has no chat class.
+
+    Raises:
+        ValueError: There is no model of that id; the message lists those there are.
+    """
+    from lmms_eval.models import MODEL_REGISTRY_V2
+
+    return MODEL_REGISTRY_V2.resolve(model_id).model_type == "simple"

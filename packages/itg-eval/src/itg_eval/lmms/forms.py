@@ -9,8 +9,9 @@ What the host sees differs: pictures cost more tokens than a video's frames wher
 them in time, and only `images` and Qwen-VL's `video_list` tell it when a frame was shown.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from itg_data.errors import ItgError
 
@@ -70,6 +71,16 @@ def choose_form(host: str, is_simple: bool, asked: str | None) -> Form:
     return form
 
 
-def num_frames_arg(host: str) -> str | None:
-    """The host's own argument for how many frames it takes; None where it takes what it gets."""
-    return HOSTS.get(host, HostForms()).num_frames_arg
+def frame_count(host: str, given: Mapping[str, Any], top_k: int) -> dict[str, int]:
+    """The argument that tells a host which samples by itself to take all frames selected.
+
+    Raises:
+        ItgError: It is given, and another number.
+    """
+    name = HOSTS.get(host, HostForms()).num_frames_arg
+    if name is None:
+        return {}
+    # a command line's numbers are text
+    if str(given.get(name, top_k)) != str(top_k):
+        raise ItgError(f"{name} must be the number of selected frames, {top_k}, got {given[name]}")
+    return {name: top_k}

@@ -87,6 +87,12 @@ def facts_of(task: str) -> TaskFacts | None:
     return TASKS[max(fitting, key=len)] if fitting else None
 
 
+def explain_unjudged(task: str) -> str:
+    """Says why right and wrong answers to a task cannot be told apart, and what to do."""
+    reason = ANSWERS_WITHHELD.get(task, f"add it to {__name__}.TASKS")
+    return f"{task}: no way is known to tell a right answer from a wrong one; {reason}"
+
+
 def read_correctness(task: str, sample: Row) -> bool:
     """Says whether a logged sample was answered rightly.
 
@@ -100,8 +106,7 @@ def read_correctness(task: str, sample: Row) -> bool:
     """
     facts = facts_of(task)
     if facts is None:
-        reason = ANSWERS_WITHHELD.get(task, f"add it to {__name__}.TASKS")
-        raise ItgError(f"{task}: no way is known to tell a right answer from a wrong one; {reason}")
+        raise ItgError(explain_unjudged(task))
     try:
         return facts.is_correct(sample[facts.metric])
     except (KeyError, TypeError, ValueError) as error:

@@ -32,7 +32,7 @@ from lmms_eval.models.registry_v2 import ModelRegistryV2
 
 from itg_eval.lmms.documents import document_of, video_path
 from itg_eval.lmms.entry import SHADOW_VARIABLE, builtin_manifests
-from itg_eval.lmms.forms import choose_form, num_frames_arg
+from itg_eval.lmms.forms import choose_form, frame_count
 from itg_eval.lmms.frames import Frames, read_frames, uniform_source_idx
 from itg_eval.lmms.journal import Journal
 from itg_eval.lmms.keyed import KeyedRow, KeyedTasks
@@ -89,7 +89,7 @@ class ITG(lmms):
         self._top_k = max(chosen.top_k for chosen in self._selections.values())
         host = _host_class(inner, force_simple=type(self).is_simple)
         form = choose_form(inner, host.is_simple, frames_as)
-        arguments = {**inner_args, **_frame_count(inner, inner_args, self._top_k)}
+        arguments = {**inner_args, **frame_count(inner, inner_args, self._top_k)}
         self._inner: lmms = host(**arguments)
         self.is_simple = host.is_simple
         self.task_dict = KeyedTasks()
@@ -315,16 +315,6 @@ def _host_class(host: str, *, force_simple: bool) -> type[lmms]:
         if not issubclass(found, ITG):
             return found
     raise ItgError(f"inner must be a host model, got {host!r}")
-
-
-def _frame_count(host: str, given: dict[str, Any], top_k: int) -> dict[str, int]:
-    """Tells a host that samples by itself to take as many frames as were selected."""
-    name = num_frames_arg(host)
-    if name is None:
-        return {}
-    if int(given.get(name, top_k)) != top_k:
-        raise ItgError(f"{name} must be the number of selected frames, {top_k}, got {given[name]}")
-    return {name: top_k}
 
 
 def _document(request: Instance) -> Key:

@@ -1,0 +1,148 @@
+"""What a run does again and what it does not; the commands that it starts are played here."""
+
+import pytest
+from itg_data.errors import ItgError
+from itg_data.jsonl import write_jsonl
+from itg_data.records import FrameScores
+from itg_eval.benchmark import run as stages
+from itg_eval.benchmark.plan import Host, Plan, RunDir
+from itg_eval.records import Document, DocumentScores, Selections
+from itg_eval.scores import Failure
+
+# a group of lmms-eval, one task of which does not fit
+PLAN = Plan(
+    tasks=("mvbench",),
+    include_path=None,
+    limit=None,
+    model="m",
+    scores=None,
+    rate_hz=1.0,
+    max_frames=None,
+    policy="top-k",
+    params=(),
+    top_k=2,
+)
+DOCUMENTS = [
+    Document(task=f"mvbench_{part}", split="train", doc_id=n, video=f"{n}.mp4", question="What?")
+    for part in ("action_count", "state_change")
+    for n in range(2)
+]
+
+
+def score(document):
+    scored = FrameScores(
+        video=document.video,
+        question=document.question,
+        model="m",
+        sampling="s",
+        source_idx=(0, 4, 8),
+        time_s=(0.0, 1.0, 2.0),
+        scores=(0.1, 0.9, 0.5),
+    )
+    return DocumentScores(
+        task=document.task,
+        split=document.split,
+        doc_id=document.doc_id,
+        question_sha256=document.question_sha256,
+        fps=4.0,
+        scored=scored,
+    )
+
+
+class Played:
+    """Plays the commands; videos named in `broken` cannot be read."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.run_dir = run_dir
+        self.broken: set[str] = set()
+        self.commands: list[list[str]] = []
+        self.arms: list[stages.Arm] = []
+
+    def itg_eval(self, command, num_processes=1, accepted=(0,)) -> None:
+        self.commands.append(command)
+        if command[0] == "documents":
+            write_jsonl(self.run_dir.documents, DOCUMENTS)
+            return
+        folder = self.run_dir.scoring
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        sound = [score(d) for d in DOCUMENTS if d.video not in self.broken]
+        write_jsonl(folder / "shards/scores.rank0of1.jsonl", sound)
+        failures = [
+            Failure(task=d.task, split=d.split, doc_id=d.doc_id, video=d.video, reason="torn")
+            for d in DOCUMENTS
+            if d.video in self.broken
+        ]
+        write_jsonl(folder / "failed.jsonl", failures)
+        write_jsonl(folder / "scores.jsonl", sound)
+
+    def run(self, **settings) -> list[str]:
+        """Names of the commands that a run starts."""
+        self.commands.clear()
+        self.arms.clear()
+        host = Host(id="qwen3_vl", args="")
+        stages.run_stages(PLAN, [host], self.run_dir, stages.Settings(**settings))
+        return [command[0] for command in self.commands]
+
+
+@pytest.fixture
+def played(tmp_path, monkeypatch):
+    played = Played(RunDir(tmp_path / "run"))
+    monkeypatch.setattr(stages, "_itg_eval", played.itg_eval)
+    monkeypatch.setattr(stages, "answer", lambda arm, documents: played.arms.append(arm))
+    monkeypatch.setattr(stages, "write_report", lambda run_dir: None)
+    return played
+
+
+def test_each_stage_is_done_once(played):
+    assert played.run() == ["documents", "score"]
+    assert played.run() == []
+    assert [arm.name for arm in played.arms] == ["uniform", "grounded"]
+
+
+def test_of_a_group_host_models_are_asked_the_tasks_that_fit(played):
+    played.run()
+    (documents, _) = played.commands
+    assert documents[-3:] == ["--judged", "--task", "mvbench"]
+    assert {arm.tasks for arm in played.arms} == {("mvbench_action_count", "mvbench_state_change")}
+
+
+def test_questions_without_scores_stop_a_run_before_a_host_model_starts(played):
+    played.broken = {"1.mp4"}
+    said = r"2 of 4 questions have no scores .*failed.jsonl says why.*mvbench_action_count/train/1"
+    for commands in (["documents", "score"], ["score"]):
+        with pytest.raises(ItgError, match=said):
+            played.run()
+        assert [command[0] for command in played.commands] == commands
+        assert not played.arms
+
+
+def test_a_mended_video_is_scored_and_frames_of_it_are_chosen(played):
+    played.broken = {"1.mp4"}
+    with pytest.raises(ItgError, match="have no scores"):
+        played.run()
+    played.broken = set()
+    assert played.run() == ["score"]
+    for arm in ("uniform", "grounded"):
+        assert len(Selections.load(played.run_dir.selection(arm))) == len(DOCUMENTS)
+    assert len(played.arms) == 2
+
+
+def test_whoever_is_content_with_even_frames_is_not_made_to_wait_for_broken_videos_again(played):
+    played.broken = {"1.mp4"}
+    assert played.run(missing="uniform") == ["documents", "score"]
+    before = played.run_dir.selection("grounded").read_bytes()
+    assert played.run(missing="uniform") == []
+    assert played.run_dir.selection("grounded").read_bytes() == before
+    assert [arm.missing for arm in played.arms] == ["uniform", "uniform"]
+
+
+def test_the_time_of_scoring_is_that_of_all_that_was_scored(played, monkeypatch):
+    played.broken = {"1.mp4"}
+    clock = iter([0.0, 6.0, 100.0, 102.0])
+    monkeypatch.setattr(stages.time, "monotonic", lambda: next(clock))
+    with pytest.raises(ItgError, match="have no scores"):
+        played.run()
+    assert stages._read_scoring_time(played.run_dir) == 3.0
+    played.broken = set()
+    played.run()
+    assert stages._read_scoring_time(played.run_dir) == 2.0
