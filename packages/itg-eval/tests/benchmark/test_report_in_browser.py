@@ -43,6 +43,20 @@ def test_the_report_fits_any_screen_and_its_table_scrolls_by_itself(width, page)
     assert page.execute_script("return document.documentElement.scrollWidth") == width
     (box,) = page.find_elements("class name", "scroll")
     assert box.rect["x"] + box.rect["width"] <= width
+    drawings = page.find_elements("class name", "interval")
+    assert drawings
+    if width > 1000:
+        right = {drawing.rect["x"] + drawing.rect["width"] for drawing in drawings}
+        assert max(right) <= width, "the intervals are seen without scrolling"
+
+
+def test_every_interval_lies_within_its_drawing(page):
+    for drawing in page.find_elements("class name", "interval"):
+        frame = drawing.rect
+        for mark in drawing.find_elements("css selector", ".range, circle"):
+            rect = mark.rect
+            assert frame["x"] <= rect["x"] + 0.5
+            assert rect["x"] + rect["width"] <= frame["x"] + frame["width"] + 0.5
 
 
 @pytest.mark.parametrize(("scheme", "paper"), [("light", "251, 250, 247"), ("dark", "22, 21, 19")])
