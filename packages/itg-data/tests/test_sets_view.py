@@ -125,6 +125,21 @@ def test_the_index_leads_to_every_sample(pages, browser):
 
 
 @pytest.mark.browser
+def test_pages_lead_to_their_neighbours_and_back_to_the_index(pages, browser):
+    load(browser, pages / "00001.html")
+    assert texts(browser, "nav a") == ["all questions", "next"]
+    names = []
+    while "next" in texts(browser, "nav a"):
+        browser.find_element("link text", "next").click()
+        names.append(Path(browser.current_url).name)
+    assert names == [f"{number:05d}.html" for number in range(2, NUM_PAGES + 1)]
+    browser.find_element("link text", "previous").click()
+    assert browser.current_url.endswith(names[-2])
+    browser.find_element("link text", "all questions").click()
+    assert browser.current_url.endswith("index.html")
+
+
+@pytest.mark.browser
 def test_a_page_shows_labels_clips_captions_and_reasons(pages, browser):
     number, annotation = one_with_refused_frames(pages)
     load(browser, pages / f"{number:05d}.html")
@@ -211,7 +226,13 @@ def test_a_set_without_annotations_and_a_missing_video_are_shown_as_far_as_they_
     assert said.out == f"{out}/index.html\n"
     assert "train-00001-0: videos/train-00001.mp4: no such file" in said.err
     assert "no such file" in (out / "index.html").read_text()
+    addresses = {
+        address
+        for path in out.iterdir()
+        for address in re.findall(r'href="([^":]+html)"', path.read_text())
+    }
     pages = {path.name for path in out.iterdir()}
+    assert addresses == pages, "nothing leads to a page that is not there"
     assert len(pages) == 1 + sum(
         "train-00001" not in line for line in (root / "records.jsonl").read_text().splitlines()
     )
