@@ -2,6 +2,7 @@
 # lmms_eval is not typed
 """The documents of a task, by lmms-eval's own definition of it: which videos, which questions."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -92,6 +93,8 @@ def _cause(error: BaseException) -> str:
 
 
 def _load_tasks(tasks: Sequence[str], include_path: str | Path | None) -> list[Any]:
+    # lmms-eval tells its log of every file that it passes over, unless told not to before it starts
+    os.environ.setdefault("LOGURU_LEVEL", "WARNING")
     from lmms_eval.tasks import TaskManager, get_task_dict
 
     included = None if include_path is None else str(include_path)
