@@ -178,7 +178,7 @@ def test_help_and_a_missing_file_do_not_wait_for_torch():
         "assert main(['no-such.mp4', 'where', '--model', 'x']) == 2\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 def test_control_c_ends_a_real_run_with_130(arguments):
@@ -191,7 +191,7 @@ def test_control_c_ends_a_real_run_with_130(arguments):
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 130
     assert done.stderr == "itg-select: interrupted\n"

@@ -92,8 +92,8 @@ def test_the_next_video_is_decoded_while_one_is_scored(grounder, folder, monkeyp
     def slow(*args):
         # returns only once the next video, if there is one, is being decoded
         if "score" not in events:
-            assert started.acquire(timeout=5)
-            assert started.acquire(timeout=5)
+            assert started.acquire(timeout=300)
+            assert started.acquire(timeout=300)
         events.append("score")
         return score(*args)
 

@@ -1,14 +1,10 @@
-import shutil
-
 import pytest
+from browser import emulate, open_browser
 from itg_eval.benchmark.plan import Host
 from itg_eval.benchmark.report import to_html
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
 
 pytestmark = pytest.mark.browser
 
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
 HOSTILE = "</style><script>owned=1</script><img src=x onerror=owned=1>"
 
 
@@ -17,15 +13,9 @@ def page(tmp_path_factory, make_table):
     folder = tmp_path_factory.mktemp("page")
     host = Host(id=HOSTILE, args="pretrained=Qwen3-VL-8B")
     (folder / "report.html").write_text(to_html(make_table(host, with_two_tasks=True)))
-    options = ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = Chrome(options, Service(shutil.which("chromedriver")))
-    driver.get((folder / "report.html").as_uri())
-    yield driver
-    driver.quit()
+    with open_browser(folder / "profile") as browser:
+        browser.get((folder / "report.html").as_uri())
+        yield browser
 
 
 def test_the_report_loads_quietly_and_hostile_names_run_nowhere(page):
@@ -61,7 +51,6 @@ def test_every_interval_lies_within_its_drawing(page):
 
 @pytest.mark.parametrize(("scheme", "paper"), [("light", "251, 250, 247"), ("dark", "22, 21, 19")])
 def test_the_report_is_light_or_dark_as_asked(scheme, paper, page):
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    emulate(page, scheme)
     body = page.find_element("tag name", "body")
     assert paper in body.value_of_css_property("background-color")
