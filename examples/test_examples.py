@@ -19,6 +19,7 @@ from transformers import AutoProcessor
 
 EXAMPLES = Path(__file__).parent
 QUESTION = "What is red?"
+SECONDS_TO_START = 600
 SCRIPTS = sorted(
     path for path in EXAMPLES.glob("*.py") if path.stem not in ("conftest", "test_examples")
 )
@@ -43,6 +44,14 @@ def selection(video, grounder_dir) -> FrameSelection:
     return FrameGrounder.from_pretrained(grounder_dir, "cpu").select(video, QUESTION, 4)
 
 
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url).close()
+    except urllib.error.URLError:
+        return False
+    return True
+
+
 @pytest.fixture
 def server(vlm_dir, tmp_path) -> Iterator[str]:
     """An OpenAI-compatible server of a tiny Video LLM: transformers' own."""
@@ -57,13 +66,11 @@ def server(vlm_dir, tmp_path) -> Iterator[str]:
         subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=log) as process,
     ):
         try:
-            for _ in range(600):
-                try:
-                    urllib.request.urlopen(f"{url}/health").close()
-                    break
-                except urllib.error.URLError:
-                    assert process.poll() is None, (tmp_path / "log").read_text()
-                    time.sleep(0.1)
+            deadline_s = time.monotonic() + SECONDS_TO_START
+            while not answers(f"{url}/health"):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline_s, (tmp_path / "log").read_text()
+                time.sleep(0.1)
             yield f"{url}/v1"
         finally:
             process.terminate()

@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="affected.py", description="Packages a change affects.")
     parser.add_argument("base", help="the branch or commit that the change will be merged into")
     args = parser.parse_args(argv)
+    members = workspace.members()
+    if not args.base.strip("0"):  # git's name for nothing: the branch has only just begun
+        print(json.dumps({"package": list(members)}))
+        return 0
     # Three dots: what this branch changed, not what base did meanwhile.
     command = ["git", "diff", "--name-only", "--no-renames", "-z", f"{args.base}...HEAD"]
     done = subprocess.run(command, cwd=workspace.ROOT, capture_output=True, text=True, check=False)
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"affected.py: {' '.join(command)}: {done.stderr.strip()}", file=sys.stderr)
         return 2
     files = [file for file in done.stdout.split("\0") if file]
-    print(json.dumps({"package": affected(files, workspace.members())}))
+    print(json.dumps({"package": affected(files, members)}))
     return 0
 
 

@@ -4,12 +4,16 @@
     uv run python tools/release.py itg-model --tag itg-model-v0.2.0     # what the tag starts
     uv run python tools/release.py itg-model --notes                    # its changelog section
 
+    uv run python tools/release.py itg-model --stage build              # plan and build alone
+    uv run python tools/release.py itg-model --stage smoke              # try what was built
+
 **Plan**: the tag names the package and its version, the changelog has a section for it, and each
 sibling's version lies in the range that the package asks for. **Build**: sdist and wheel, without
 workspace sources. **Smoke**: the wheel in a bare environment outside the workspace, see
 `check_light.py`. A dry run lets changelog fragments stand for the section and takes siblings from
 the workspace; the real one takes them from the index, where users will, so they must be published
-first. Nothing here publishes, so all of it can be repeated.
+first. Nothing here publishes, so all of it can be repeated. The stages can be run apart because
+smoke runs the code of everything that the package brings: what is published is put away before.
 """
 
 import argparse
@@ -75,22 +79,32 @@ def plan(
     return f"{expected}, with {needed or 'no sibling'}"
 
 
-def build_and_smoke(member: workspace.Member, output: Path, *, dry_run: bool) -> str:
-    """Builds into `output`, then tries the wheel in a bare environment; returns the verdict.
+def build(member: workspace.Member, output: Path) -> None:
+    """Builds sdist and wheel into `output`.
 
     Raises:
-        check_light.CheckError: If the wheel does not build, lacks a file, or does not
-            install, import or answer `--help`.
+        check_light.CheckError: If that fails.
     """
     output.mkdir(parents=True, exist_ok=True)
     arguments = ["--no-sources", "--quiet", "--out-dir", str(output)]
     check_light.run(["uv", "build", "--package", member.name, *arguments], cwd=workspace.ROOT)
+
+
+def smoke(member: workspace.Member, output: Path, *, dry_run: bool) -> str:
+    """Tries the wheel in `output` in a bare environment; returns the verdict.
+
+    Raises:
+        check_light.CheckError: If there is none, it lacks a file, or does not install, import or
+            answer `--help`.
+    """
     with tempfile.TemporaryDirectory() as directory:
         wheels = Path(directory)
         if dry_run:
             siblings = workspace.needed_by(member.name, workspace.members())
             check_light.build_wheels(sorted(siblings), wheels)
         name = f"{member.name.replace('-', '_')}-{member.version}-py3-none-any.whl"
+        if not (output / name).is_file():
+            raise check_light.CheckError(f"{output / name}: no such file; run --stage build first")
         (wheels / name).write_bytes((output / name).read_bytes())
         check_light.check_complete(member.name, member.directory / "src", wheels)
         return check_light.check(member.name, wheels, install_it=True)
@@ -103,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("package", choices=list(members))
     parser.add_argument("--tag", help="what was pushed; must be PACKAGE-vVERSION")
     parser.add_argument("--dry-run", action="store_true", help="siblings from the workspace")
+    parser.add_argument("--stage", choices=["all", "build", "smoke"], default="all")
     parser.add_argument("--notes", action="store_true", help="print the changelog section, no more")
     parser.add_argument("--out-dir", type=Path, default=workspace.ROOT / "dist")
     args = parser.parse_args(argv)
@@ -110,15 +125,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.notes:
         print(notes(member))
         return 0 if notes(member) else 1
+    output = args.out_dir.resolve()
     try:
-        print(f"plan   {plan(member, members, tag=args.tag, dry_run=args.dry_run)}")
-        output = args.out_dir.resolve()
-        verdict = build_and_smoke(member, output, dry_run=args.dry_run)
+        if args.stage != "smoke":
+            print(f"plan   {plan(member, members, tag=args.tag, dry_run=args.dry_run)}")
+            build(member, output)
+            print(f"build  {output}")
+        if args.stage != "build":
+            print(f"smoke  {smoke(member, output, dry_run=args.dry_run)}")
     except (ReleaseError, check_light.CheckError) as error:
         print(f"FAIL   {error}")
         return 1
-    print(f"build  {output}")
-    print(f"smoke  {verdict}")
     return 0
 
 

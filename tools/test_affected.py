@@ -58,6 +58,11 @@ def test_the_matrix_is_one_line_of_json(capsys):
     assert json.loads(capsys.readouterr().out) == {"package": []}
 
 
+def test_a_branch_that_has_only_just_begun_affects_all(capsys):
+    assert affected.main(["0" * 40]) == 0
+    assert json.loads(capsys.readouterr().out) == {"package": list(workspace.members())}
+
+
 def test_an_unknown_base_exits_2(capsys):
     assert affected.main(["no-such-branch"]) == 2
     assert "no-such-branch...HEAD" in capsys.readouterr().err

@@ -67,6 +67,16 @@ def test_each_package_s_release_passes_its_rehearsal(package, tmp_path, capsys):
     assert built == {".whl", ".gz"}
 
 
+def test_the_stages_can_be_run_apart(tmp_path, capsys):
+    arguments = ["itg-data", "--dry-run", "--out-dir", str(tmp_path), "--stage"]
+    assert release.main([*arguments, "smoke"]) == 1
+    assert "run --stage build first" in capsys.readouterr().out
+    assert release.main([*arguments, "build"]) == 0
+    assert "smoke" not in capsys.readouterr().out
+    assert release.main([*arguments, "smoke"]) == 0
+    assert capsys.readouterr().out.startswith("smoke  ")
+
+
 def test_a_rehearsal_can_be_repeated_where_it_was_done(tmp_path):
     for _ in range(2):
         assert release.main(["itg-data", "--dry-run", "--out-dir", str(tmp_path)]) == 0

@@ -53,8 +53,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_grounder(directory: Path) -> Path:
-    """Writes a frame grounder for at most 512 frames."""
+def grounder_config(num_tokens: int, max_length: int) -> FrameGroundingConfig:
+    """Makes the architecture of a grounder with a grid of 3 x 3 patches.
+
+    Args:
+        num_tokens: Room for image tokens, and so for frames.
+        max_length: Room for all tokens.
+    """
     text = TextConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -62,6 +67,7 @@ def write_grounder(directory: Path) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=300,
+        # large weights: with small ones every logit would lie near the bias
         initializer_range=0.3,
     )
     vision = VisionConfig(
@@ -72,11 +78,18 @@ def write_grounder(directory: Path) -> Path:
         image_size=24,
         patch_size=8,
     )
-    config = FrameGroundingConfig(
-        text=text, vision=vision, vision_token_num=512, tokenizer_model_max_length=640
+    return FrameGroundingConfig(
+        text=text,
+        vision=vision,
+        vision_token_num=num_tokens,
+        tokenizer_model_max_length=max_length,
     )
+
+
+def write_grounder(directory: Path) -> Path:
+    """Writes a frame grounder for at most 512 frames."""
     torch.manual_seed(0)
-    FrameGroundingModel(config).save_pretrained(directory)
+    FrameGroundingModel(grounder_config(512, 640)).save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)
     return directory
 

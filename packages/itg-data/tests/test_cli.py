@@ -46,6 +46,13 @@ def test_probe_wants_a_video(capsys):
     assert "at least one video" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(scripted_root, capsys):
+    assert cli.main(["view", str(scripted_root), "--out", "/dev/null/pages"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1] == "itg-data: /dev/null/pages: Not a directory"
+
+
 def test_an_unknown_command_exits_with_2():
     with pytest.raises(SystemExit) as caught:
         cli.main(["conjure"])

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from itg_data import files
+from itg_data.errors import ItgError, in_one_line
 from itg_data.files import replacing, write_atomic
 
 
@@ -23,6 +24,42 @@ def test_a_failing_disk_leaves_the_old_file_and_no_litter(failing, tmp_path, mon
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_an_error_names_the_file_and_not_its_stand_in(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left") as full:
+        write_atomic(path, "new")
+    assert full.value.filename == str(path)
+    missing = tmp_path / "no" / "file.txt"
+    with pytest.raises(FileNotFoundError) as none:
+        write_atomic(missing, "new")
+    assert none.value.filename == str(missing)
+    other = tmp_path / "other"
+    with pytest.raises(FileNotFoundError) as elsewhere, replacing(path):
+        other.read_text()
+    assert elsewhere.value.filename == str(other)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "a\nb"),
+            "a\\nb: No such file or directory",
+        ),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("all is lost"), "all is lost"),
+        (ItgError("line\none \udcff"), "line\\none \\udcff"),
+    ],
+)
+def test_an_error_is_said_in_one_line(error, line):
+    assert in_one_line(error) == line
 
 
 def test_the_new_file_is_on_disk_before_it_takes_the_old_one_s_place(tmp_path, monkeypatch):

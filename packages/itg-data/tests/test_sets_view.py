@@ -7,41 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import emulate, open_browser
 from itg_data.annotate.records import Annotation
 from itg_data.cli import main
 from itg_data.jsonl import read_jsonl
 from itg_data.records import from_json
 from itg_data.timeline.page import record_in, show_controls
 from PIL import Image
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, Keys
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import ActionChains, Chrome, Keys
 
 NUM_PAGES = 6
 HOSTILE = '</script><script>owned=1</script><img src=x onerror=owned=1> \u202e "what\'s & where"'
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1280,1000",
-)
 SCHEMES = {"light": (251, 250, 247), "dark": (22, 21, 19)}
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    options = ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = Chrome(options, Service(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -78,11 +61,6 @@ def one_with_refused_frames(pages: Path) -> tuple[int, Annotation]:
         for number, annotation in enumerate(shown(pages), start=1)
         if number > 1 and {frame.relevant for frame in annotation.frames} == {True, False}
     )
-
-
-def emulate(browser: Chrome, scheme: str) -> None:
-    wanted = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
 
 
 def load(browser: Chrome, page: Path, scheme: str = "light") -> Chrome:
@@ -122,6 +100,21 @@ def test_the_index_leads_to_every_sample(pages, browser):
         browser.get((pages / "index.html").as_uri())
         browser.find_elements("css selector", "a.entry")[i].click()
         assert texts(browser, "h1") == [question]
+
+
+@pytest.mark.browser
+def test_pages_lead_to_their_neighbours_and_back_to_the_index(pages, browser):
+    load(browser, pages / "00001.html")
+    assert texts(browser, "nav a") == ["all questions", "next"]
+    names = []
+    while "next" in texts(browser, "nav a"):
+        browser.find_element("link text", "next").click()
+        names.append(Path(browser.current_url).name)
+    assert names == [f"{number:05d}.html" for number in range(2, NUM_PAGES + 1)]
+    browser.find_element("link text", "previous").click()
+    assert browser.current_url.endswith(names[-2])
+    browser.find_element("link text", "all questions").click()
+    assert browser.current_url.endswith("index.html")
 
 
 @pytest.mark.browser
@@ -211,7 +204,13 @@ def test_a_set_without_annotations_and_a_missing_video_are_shown_as_far_as_they_
     assert said.out == f"{out}/index.html\n"
     assert "train-00001-0: videos/train-00001.mp4: no such file" in said.err
     assert "no such file" in (out / "index.html").read_text()
+    addresses = {
+        address
+        for path in out.iterdir()
+        for address in re.findall(r'href="([^":]+html)"', path.read_text())
+    }
     pages = {path.name for path in out.iterdir()}
+    assert addresses == pages, "nothing leads to a page that is not there"
     assert len(pages) == 1 + sum(
         "train-00001" not in line for line in (root / "records.jsonl").read_text().splitlines()
     )

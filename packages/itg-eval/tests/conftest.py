@@ -5,11 +5,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import tiny
 import torch
 from itg_data.jsonl import write_jsonl
 from itg_eval.records import Document
 from itg_model import FrameGroundingModel
-from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPConfig,
@@ -64,30 +64,8 @@ def write_video(path: Path, seconds: int, seed: int) -> Path:
 def grounder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole checkpoint of a tiny grounder with random weights."""
     torch.manual_seed(0)
-    config = FrameGroundingConfig(
-        text=TextConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=300,
-            # large weights: with small ones every logit would lie near the bias
-            initializer_range=0.3,
-        ),
-        vision=VisionConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=24,
-            patch_size=8,
-        ),
-        vision_token_num=64,
-        tokenizer_model_max_length=256,
-    )
     directory = tmp_path_factory.mktemp("checkpoints") / "grounder"
-    FrameGroundingModel(config).eval().save_pretrained(directory)
+    FrameGroundingModel(tiny.grounder_config(64, 256)).eval().save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)
     return directory
 

@@ -297,7 +297,7 @@ def test_the_command_tells_by_its_exit_code_that_a_video_failed(
         (["--documents", "DOCS", "--rate-hz", "0"], "sampling.rate_hz must be finite"),
         (["--documents", "DOCS", "--max-frames", "0"], "sampling.max_frames must be >= 1"),
         (["--documents", "DOCS", "--device", "cuda:99"], "device cuda:99 was asked for"),
-        (["--documents", "DOCS", "--model", "no/such/model"], "no/such/model: not a directory"),
+        (["--documents", "DOCS", "--model", "no/such/model"], "no/such/model: no such directory"),
         (["--documents", "DOCS", "--save-embeddings"], "embeds no questions"),
     ],
 )
@@ -311,6 +311,17 @@ def test_bad_input_exits_2_with_one_line(
     assert captured.out == ""
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_checkpoint_that_was_misspelt_does_not_claim_the_folder(
+    documents_file, grounder_dir, tmp_path, capsys
+):
+    arguments = ["score", "--documents", str(documents_file), "--output", str(tmp_path / "run")]
+    arguments += ["--device", "cpu", "--model"]
+    assert main([*arguments, f"{grounder_dir}r"]) == 2
+    assert main([*arguments, str(grounder_dir)]) == 0
+    assert main([*arguments, f"{grounder_dir}r"]) == 2
+    assert "holds scores with model" in capsys.readouterr().err
 
 
 def test_records_become_documents(videos, grounder_dir, tmp_path):

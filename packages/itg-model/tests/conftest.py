@@ -6,9 +6,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import tiny
 import torch
 from itg_model import FrameGroundingModel
-from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
+from itg_model.config import FrameGroundingConfig
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -55,29 +56,7 @@ def parity_model(parity_dir: Path, siglip_config: dict[str, Any]) -> FrameGround
 
 @pytest.fixture(scope="session")
 def tiny_config() -> FrameGroundingConfig:
-    """A grid of 3 x 3 patches and room for 64 image tokens."""
-    return FrameGroundingConfig(
-        text=TextConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=300,
-            # large weights: with small ones every logit would lie near the bias
-            initializer_range=0.3,
-        ),
-        vision=VisionConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=24,
-            patch_size=8,
-        ),
-        vision_token_num=64,
-        tokenizer_model_max_length=96,
-    )
+    return tiny.grounder_config(64, 96)
 
 
 @pytest.fixture

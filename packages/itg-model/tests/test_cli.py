@@ -59,7 +59,7 @@ def test_chosen_frames_are_saved_as_pictures(arguments, capsys, tmp_path):
         ({0: "/dev"}, "/dev: holds no video (.3gp, .avi"),
         ({1: " "}, "the question must not be blank"),
         ({1: "where \udcff"}, "the question must be text in UTF-8"),
-        ({3: "/no/such/checkpoint"}, "/no/such/checkpoint: not a directory"),
+        ({3: "/no/such/checkpoint"}, "/no/such/checkpoint: no such directory"),
         ({3: "someone/grounder"}, "someone/grounder: no such directory"),
         ({5: "cuda:99"}, "device cuda:99 was asked for, but there are"),
         ({6: "--top-k", 7: "0"}, "--top-k must be >= 1, got 0"),
@@ -89,6 +89,18 @@ def test_a_file_that_is_no_video_exits_2_with_one_line(content, arguments, capsy
     assert captured.out == ""
     assert f"itg-select: {path}: " in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_folder_that_is_no_checkpoint_says_what_one_is(arguments, checkpoint_dir, capsys):
+    run_dir = checkpoint_dir.parent
+    (run_dir / "config.json").write_text("{}")
+    assert main([*arguments[:2], "--model", str(run_dir)]) == 2
+    assert f"{run_dir}: is a run's folder; its checkpoint is {checkpoint_dir}" in (
+        capsys.readouterr().err
+    )
+    (checkpoint_dir / "config.json").unlink()
+    assert main([*arguments[:2], "--model", str(checkpoint_dir)]) == 2
+    assert f"{checkpoint_dir}: holds no config.json; a checkpoint is" in capsys.readouterr().err
 
 
 def test_a_missing_model_says_how_to_make_one(arguments, capsys):

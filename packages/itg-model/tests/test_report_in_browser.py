@@ -3,51 +3,33 @@
 import io
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browser import emulate, open_browser
 from itg_data.synthetic import SyntheticConfig, encode_mp4, render, write_script
 from itg_data.timeline.page import show_controls
 from itg_data.video import open_video
 from itg_model import FrameGroundingModel
 from itg_model.cli import main
 from PIL import Image
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, Keys
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 pytestmark = pytest.mark.browser
 
 QUESTION = '</script><script>owned=1</script><img src=x onerror=owned=1> \u202e "what\'s & where"'
 FILE_NAME = "\"><img src=x onerror=owned=1> \u202e'&.mp4"
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1280,1000",
-)
 SCHEMES = {"light": "rgb(251, 250, 247)", "dark": "rgb(22, 21, 19)"}
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    options = ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = Chrome(options, Service(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +58,6 @@ def page(browser, selection, tmp_path) -> Chrome:
     emulate(browser)
     browser.get((tmp_path / "out.html").as_uri())
     return browser
-
-
-def emulate(browser: Chrome, scheme: str = "light", motion: str = "no-preference") -> None:
-    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
-    wanted = [{"name": name, "value": value} for name, value in features.items()]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
 
 
 def by_id(page: Chrome, name: str) -> WebElement:

@@ -105,6 +105,13 @@ def test_the_number_of_processes_may_stand_anywhere_and_deepspeeds_own_word_is_d
     assert take_nproc([]) == ([], 1)
 
 
+def test_a_checkpoint_to_start_from_that_is_not_there_is_refused_before_the_data(tmp_path, capsys):
+    arguments = ["--run-dir", str(tmp_path / "run"), "--start.checkpoint", str(tmp_path / "no")]
+    assert main([*arguments, "--engine.device", "cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"itg-train: start.checkpoint {tmp_path / 'no'}: no such directory\n")
+
+
 def test_a_missing_root_is_refused_in_one_line(tmp_path, capsys):
     flags = ["--run-dir", str(tmp_path / "run"), "--data.root", str(tmp_path / "gone")]
     assert main([*flags, "--engine.device", "cpu"]) == 2

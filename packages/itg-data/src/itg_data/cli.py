@@ -14,11 +14,11 @@ from typing import Annotated, Protocol
 import tyro
 
 from itg_data.annotate.cli import Annotate
-from itg_data.errors import ItgError, VideoError
+from itg_data.errors import ItgError, VideoError, in_one_line
 from itg_data.sets.cli import Check, Import, Stats, View
 from itg_data.video import Backend, open_video
 
-EXIT_OK, EXIT_BAD_INPUT = 0, 2
+EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 
 
 class Command(Protocol):
@@ -58,7 +58,7 @@ class Probe:
             try:
                 print(json.dumps(_describe(path, self.backend)), flush=True)
             except VideoError as error:
-                print(f"itg-data probe: {_one_line(error)}", file=sys.stderr)
+                print(f"itg-data probe: {in_one_line(error)}", file=sys.stderr)
                 exit_code = EXIT_BAD_INPUT
         return exit_code
 
@@ -83,13 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         return command.run()
-    except ItgError as error:
-        print(f"itg-data: {_one_line(error)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
     except BrokenPipeError:
         # whoever read stdout has gone; keep Python from complaining about it on the way out
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (ItgError, OSError) as error:
+        print(f"itg-data: {in_one_line(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("itg-data: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _describe(path: str, backend: Backend) -> dict[str, object]:
@@ -107,11 +110,6 @@ def _describe(path: str, backend: Backend) -> dict[str, object]:
             "oddities": list(video.probe.oddities),
             "backend": video.backend,
         }
-
-
-def _one_line(error: ItgError) -> str:
-    """A path may hold newlines; a complaint may not."""
-    return str(error).replace("\n", "\\n").replace("\r", "\\r")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The errors a caller can act on. Everything else is a bug and stays a built-in exception."""
 
+import os
+
 
 class ItgError(Exception):
     """Something outside the program is wrong: a file, a record, a checkpoint, a request."""
@@ -21,3 +23,17 @@ class VideoError(ItgError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+def in_one_line(error: ItgError | OSError | ValueError) -> str:
+    """Says for a terminal what went wrong: of a file, its name and the reason, in one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        text = f"{where}{error.strerror}"
+    return to_one_line(text)
+
+
+def to_one_line(text: str) -> str:
+    """Names and questions of others may hold anything; a line of output is one line."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -20,6 +20,9 @@ def replacing(path: str | os.PathLike[str], *, follow_links: bool = False) -> Ge
         path: The file; its folder must exist.
         follow_links: Whether a symbolic link at `path` is followed; if not, it is replaced itself.
 
+    Raises:
+        OSError: It cannot be written; `filename` is `path`, not that of the temporary file.
+
     Yields:
         Where to write; an empty file of the same suffix, with the mode that `path` will have.
     """
@@ -28,13 +31,20 @@ def replacing(path: str | os.PathLike[str], *, follow_links: bool = False) -> Ge
     if follow_links and not sends:
         target = Path(os.path.realpath(target))
     folder = None if sends else target.parent
-    fd, name = tempfile.mkstemp(f".part{target.suffix}", f".{target.name[:100]}.", folder)
+    prefix = f".{target.name[:100]}."
+    with _naming(path, prefix):
+        yield from _replacing(target, folder, prefix)
+
+
+def _replacing(target: Path, folder: Path | None, prefix: str) -> Generator[Path]:
+    """Does what `replacing` says; without a folder of its own, the target is sent the content."""
+    fd, name = tempfile.mkstemp(f".part{target.suffix}", prefix, folder)
     part = Path(name)
     try:
         os.fchmod(fd, _file_mode(target))
         os.close(fd)
         yield part
-        if sends:
+        if folder is None:
             with part.open("rb") as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
             return
@@ -43,6 +53,18 @@ def replacing(path: str | os.PathLike[str], *, follow_links: bool = False) -> Ge
     finally:
         part.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str], prefix: str) -> Generator[None]:
+    """Names the file in an error that names none, a full disk's, or its temporary stand-in."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if named is None or (isinstance(named, str) and Path(named).name.startswith(prefix)):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import tyro
-from itg_data.errors import ItgError
+from itg_data.errors import ItgError, in_one_line
 
 from itg_eval.benchmark.commands import Documents, Report, Run, Scripted
 from itg_eval.commands import Frames, ImportResults, Score, Select
@@ -59,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # whoever read stdout has gone; keep Python from complaining about it on the way out
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        # a path may hold newlines; a complaint may not
-        print(f"itg-eval: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"itg-eval: {in_one_line(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("itg-eval: interrupted; the same command goes on from there", file=sys.stderr)

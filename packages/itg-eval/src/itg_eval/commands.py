@@ -303,6 +303,8 @@ class ImportResults:
 
     def run(self) -> int:
         """Reads, joins with the documents, and writes."""
+        if not self.results.is_file():
+            raise ItgError(f"{self.results}: no such file")
         documents = self.source.load()
         tally = Tally()
         results = read_results(self.results, tally)

@@ -1,7 +1,6 @@
 """Where documents come from: a file of them, a labelled data set, or a task of lmms-eval."""
 
 import importlib
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -60,8 +59,6 @@ def load_task(
         limit: Documents of each task at most.
         judged: Whether right and wrong must be told apart for the tasks.
     """
-    # read when lmms-eval is imported, which else tells of every file that it passes over
-    os.environ.setdefault("LOGURU_LEVEL", "WARNING")
     # imported here: lmms-eval takes many seconds, and is not needed for files
     loader = importlib.import_module("itg_eval.lmms.documents")
     return loader.load_documents(tasks, include_path, limit, judged=judged)

@@ -225,13 +225,14 @@ def _save_embeddings(scorer: Scorer, encoded: "EncodedVideo", folder: Path) -> s
 
 def _claim(path: Path, settings: Settings) -> None:
     """Makes the folder one of these settings, or checks that it is."""
+    if not any(shard.stat().st_size for shard in path.parent.glob("shards/scores.*")):
+        # no score yet, perhaps because the checkpoint was misspelt: nothing to mix with
+        write_atomic(path, format_record(settings))
+        return
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        if any(shard.stat().st_size for shard in path.parent.glob("shards/scores.*")):
-            raise ItgError(f"{path}: is missing, but there are scores; remove the folder") from None
-        write_atomic(path, format_record(settings))
-        return
+        raise ItgError(f"{path}: is missing, but there are scores; remove the folder") from None
     except OSError as error:
         raise ItgError(f"{path}: {error.strerror or error}") from None
     try:

@@ -59,7 +59,7 @@ class TextImageScorer:
         on = resolve_device(device)
         of_type = resolve_dtype(dtype, on)
         if not Path(directory).is_dir():
-            raise CheckpointError(f"{directory}: not a directory")
+            raise CheckpointError(f"{directory}: no such directory")
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             tokenizer = AutoTokenizer.from_pretrained(directory, **local)

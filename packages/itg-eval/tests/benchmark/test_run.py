@@ -112,6 +112,7 @@ def test_a_run_without_a_task_a_host_or_sense_is_refused_at_once(tmp_path, capsy
         ("--task", "videomme", "--scores", "x.jsonl"): "name either --model",
         (): "--task is missing",
         ("--task", "videomme"): "--host is missing",
+        ("--task", "itg_scripted"): "m: no such directory",
         ("--task", "videomme", "--host", "a b"): "--host must be ID",
         ("--task", "videomme", "--host", "x", "--top-k", "0"): "0",
         ("--task", "videomme", "--host", "x", "--policy", "guess"): "guess",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from itg_data.errors import ItgError
+from itg_data.errors import ItgError, in_one_line
 from itg_data.records import FrameSelection, to_json
 from itg_data.sampling import SamplingConfig, SamplingRule
 from itg_data.video import open_video
@@ -134,11 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             request = tyro.cli(Request, prog="itg-select", args=argv)
             _check(request)
         except ValueError as error:
-            return _fail(str(error))
+            return _fail(error)
         try:
             return _run_many(request) if request.asks_many else _run(request)
         except (ItgError, OSError) as error:
-            return _fail(str(error))
+            return _fail(error)
     except KeyboardInterrupt:
         print("itg-select: interrupted", file=sys.stderr)
         return 130
@@ -150,7 +150,7 @@ def _serve(arguments: Sequence[str]) -> int:
     try:
         serve(arguments)
     except (ItgError, ValueError, OSError) as error:
-        return _fail(str(error))
+        return _fail(error)
     return 0
 
 
@@ -219,7 +219,7 @@ def _run_many(request: Request) -> int:
     try:
         summary, num_failed = run_many(request)
     except ValueError as error:
-        return _fail(str(error))
+        return _fail(error)
     print(f"itg-select: {summary}", file=sys.stderr)
     return 1 if num_failed else 0
 
@@ -321,8 +321,8 @@ def _show_progress(name: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _fail(message: str) -> int:
-    print(f"itg-select: {' '.join(message.split())}", file=sys.stderr)
+def _fail(error: ItgError | OSError | ValueError) -> int:
+    print(f"itg-select: {in_one_line(error)}", file=sys.stderr)
     return 2
 
 

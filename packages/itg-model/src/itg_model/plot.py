@@ -117,12 +117,16 @@ def _draw_curve(axes: "Axes", selection: FrameSelection, spans: Sequence[TimeSpa
     )
     title = textwrap.fill(show_controls(selection.question), 110, max_lines=3, placeholder=" ...")
     # a dollar sign would start a formula
-    axes.set_title(title, fontsize=10, parse_math=False, family=_fonts())
-    axes.set_xlabel("time in s")
-    axes.set_ylabel("score")
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False, family=_fonts())
+    axes.set_xlabel("time in s", fontsize=8)
+    axes.set_ylabel("score", fontsize=8)
     top = min(1.0, 1.15 * max(selection.scores))
     axes.set_ylim(-0.03 * top, 1.03 * top)
-    axes.legend(loc="upper right", fontsize=8)
+    axes.margins(x=0.01)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    # below the curve, where it can hide nothing of it
+    axes.legend(loc="upper right", bbox_to_anchor=(1, -0.12), ncols=3, frameon=False, fontsize=8)
 
 
 def _fonts() -> list[str]:

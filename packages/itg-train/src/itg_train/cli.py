@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import tyro
-from itg_data.errors import ItgError
+from itg_data.errors import ItgError, in_one_line
 
 from itg_train.config import TrainConfig
 from itg_train.launch import end_with_parent, start_workers
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         text = run(recipe, config)
     except (ItgError, OSError) as error:
-        print(f"itg-train: {error}", file=sys.stderr)
+        print(f"itg-train: {in_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -9,6 +9,7 @@ from itg_train.metrics import check_wandb
 from itg_train.prepare import prepare
 from itg_train.rundir import RunDir
 from itg_train.showcase import show_results
+from itg_train.start import check_start
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def run(recipe: str, config: TrainConfig) -> str:
         RunError: The run's folder is another run's, or there is nothing to learn from.
     """
     check_wandb(config)
+    check_start(config.start)
     processes = engine.join_processes(config.engine)
     try:
         run_dir = RunDir(config.run_dir)

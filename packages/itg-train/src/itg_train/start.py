@@ -2,6 +2,7 @@
 
 import torch
 from itg_model import weights
+from itg_model.errors import CheckpointError
 
 from itg_train.chat_loss import ChatLoss
 from itg_train.config import StartConfig
@@ -11,6 +12,18 @@ LossModule = GroundingLoss | ChatLoss
 
 DRAWN_IF_MISSING = ("projector.", "head.", "lm_head.")
 """What a language model or a Video LLM may lack, to be learnt from where it was drawn."""
+
+
+def check_start(start: StartConfig) -> None:
+    """Finds a misspelt checkpoint before videos are written and looked at for it.
+
+    Raises:
+        CheckpointError: A directory is not there.
+    """
+    for name in ("checkpoint", "vision_checkpoint"):
+        directory = getattr(start, name)
+        if directory is not None and not directory.is_dir():
+            raise CheckpointError(f"start.{name} {directory}: no such directory")
 
 
 def load_start(module: LossModule, start: StartConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from itg_data.errors import ItgError, RecordError
+from itg_data.errors import ItgError, RecordError, to_one_line
 from itg_data.jsonl import write_jsonl
 from itg_data.published import Labels, read_published
 from itg_data.sets.folder import Sample, SetFolder
@@ -175,11 +175,6 @@ class Import:
         num_records = write_jsonl(SetFolder(self.out).records, records)
         print(json.dumps({"num_records": num_records, "num_bad": num_bad}))
         return EXIT_OK
-
-
-def to_one_line(text: str) -> str:
-    """Names and questions of others may hold anything; a line of output is one line."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 @contextmanager

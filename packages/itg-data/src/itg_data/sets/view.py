@@ -7,7 +7,7 @@ second, which is how the labels were made.
 import base64
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -56,6 +56,21 @@ class _Entry:
     """Why there is no page."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Page:
+    """A page that knows all but the page after it."""
+
+    name: str
+    timeline: Timeline
+    before: str | None
+    """Name of the page before it, if there is one."""
+
+    def write(self, out: Path, *, after: str | None) -> None:
+        links = [("previous", self.before), ("all questions", "index.html"), ("next", after)]
+        ways = [(text, address) for text, address in links if address is not None]
+        write_atomic(out / self.name, render_page(replace(self.timeline, links=ways)))
+
+
 def write_pages(
     samples: Sequence[Sample],
     videos: Path,
@@ -77,6 +92,7 @@ def write_pages(
     entries: list[_Entry] = []
     complaints: list[str] = []
     shown: tuple[str, Thumbnails] | None = None
+    waiting: _Page | None = None  # for the name of the page after it
     for number, sample in enumerate(samples, start=1):
         name, video = f"{number:05d}.html", sample.record.video
         try:
@@ -88,10 +104,14 @@ def write_pages(
             complaints.append(f"{sample.record.id}: {video}: {reason}")
             entries.append(_Entry(sample=sample, page="", picture=None, fault=reason))
         else:
-            write_atomic(out / name, render_page(timeline))
+            if waiting is not None:
+                waiting.write(out, after=name)
+            waiting = _Page(name=name, timeline=timeline, before=waiting and waiting.name)
             entries.append(_Entry(sample=sample, page=name, picture=_first_label(timeline)))
         if on_page:
             on_page(number, len(samples))
+    if waiting is not None:
+        waiting.write(out, after=None)
     write_atomic(out / "index.html", _render_index(entries))
     return complaints
 

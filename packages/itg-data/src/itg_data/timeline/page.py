@@ -76,6 +76,8 @@ class Timeline:
     """Pictures of all T frames."""
     spans: Sequence[TimeSpan] = ()
     """Stretches known to hold the answer, where they are known."""
+    links: Sequence[tuple[str, str]] = ()
+    """Texts and addresses of the pages around this one."""
     record: Mapping[str, Any]
     """The JSON object of the record that is shown; the page carries it along unchanged."""
     made_by: str
@@ -109,6 +111,7 @@ def render_page(timeline: Timeline) -> str:
         policy=policy,
         title=to_html(timeline.heading),
         heading=to_html(timeline.heading),
+        links=_links(timeline),
         facts=facts,
         over_time=to_html(wording.over_time),
         chosen=to_html(wording.chosen),
@@ -137,6 +140,15 @@ def content_policy(style: str, script: str = "") -> str:
             "form-action 'none'",
         )
     )
+
+
+def _links(timeline: Timeline) -> str:
+    if not timeline.links:
+        return ""
+    ways = "".join(
+        f'<a href="{to_html(address)}">{to_html(text)}</a>' for text, address in timeline.links
+    )
+    return f'<nav aria-label="pages">{ways}</nav>'
 
 
 def _notes(timeline: Timeline) -> str:

@@ -5,8 +5,8 @@ Nothing here imports torch or lmms-eval before a command runs.
 
 import logging
 import os
-import re
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -111,7 +111,8 @@ class Run:
         for host in hosts:
             check_host(host, plan.top_k)
         run_dir = RunDir(self.run_dir)
-        self._check_model(run_dir.scores(plan))
+        if self.model is not None and not run_dir.scores(plan).exists():
+            _check_grounder(self.model)
         run_dir.claim(plan)
         if TASK in self.task and self.include_path is None:
             _write_scripted(run_dir.scripted, ScriptedConfig())
@@ -120,14 +121,6 @@ class Run:
         sys.stdout.write(to_markdown(table))
         logger.info("the same as a page: %s", run_dir.report("html"))
         return 0
-
-    def _check_model(self, scores: Path) -> None:
-        if self.model is None or scores.exists() or Path(self.model).is_dir():
-            return
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.model):
-            raise ItgError(
-                f"--model {self.model}: neither a checkpoint's directory nor owner/name on the hub"
-            )
 
     def _to_plan(self) -> Plan:
         try:
@@ -247,6 +240,15 @@ class Scripted:
         return 0
 
 
+def _check_grounder(model: str) -> None:
+    """Finds a misspelt checkpoint before videos are written and hosts trained for it."""
+    # imported here: it brings torch
+    from itg_model.config import read_config
+    from itg_model.weights import find_checkpoint
+
+    read_config(find_checkpoint(model))
+
+
 def _write_scripted(folder: Path, config: ScriptedConfig) -> None:
     workers = len(os.sched_getaffinity(0))
     with show_progress("writing scripted videos", 2 * config.num_videos, unit="videos") as advance:
@@ -266,7 +268,9 @@ def _write_hosts(folder: Path) -> list[Host]:
         with show_progress("training the reader", NUM_STEPS, unit="steps") as advance:
             train_reader(reader, lambda done, _: advance(done, ""))
     if not qwen.exists():
-        write_tiny_qwen(qwen)
+        # where DeepSpeed is installed, it is imported here and says so on stdout
+        with redirect_stdout(sys.stderr):
+            write_tiny_qwen(qwen)
     pixels = "min_pixels=4096,max_pixels=16384"
     return [
         Host(id="itg_reader", args=f"pretrained={reader.resolve()}"),

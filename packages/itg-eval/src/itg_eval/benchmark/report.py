@@ -4,16 +4,14 @@ The page brings its own style, shares its colours with all pages of itg, has no 
 network for anything. Names of hosts, tasks and files are others' text and enter escaped.
 """
 
-import base64
-import hashlib
-import html
 import json
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from string import Template
 
-from itg_data.timeline.page import show_controls
+from itg_data.timeline.page import content_policy, show_controls
+from itg_data.timeline.page import to_html as escape
 
 from itg_eval.benchmark.table import HostTable, Row, Table
 
@@ -38,24 +36,24 @@ def to_html(table: Table) -> str:
     style = files("itg_data.timeline").joinpath("timeline.css").read_text("utf-8") + _asset(
         "report.css"
     )
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; "
-        "form-action 'none'"
-    )
     return Template(_asset("report.html")).substitute(
-        policy=html.escape(policy, quote=False),
-        title=_to_html(_title(table)),
-        how=_to_html(_say_how(table)),
+        policy=content_policy(style),
+        title=escape(_title(table)),
+        question=_QUESTION,
+        tasks=escape(", ".join(table.plan.tasks)),
+        how=escape(_say_how(table)),
         hosts="\n".join(_html_host(host, table) for host in table.hosts),
-        explanation=_to_html(_explain(table)),
-        made_by=_to_html(table.made_by),
+        explanation=escape(_explain(table)),
+        made_by=escape(table.made_by),
         style=style,
     )
 
 
+_QUESTION = "Does frame selection help?"
+
+
 def _title(table: Table) -> str:
-    return f"Does frame selection help? {', '.join(table.plan.tasks)}"
+    return f"{_QUESTION} {', '.join(table.plan.tasks)}"
 
 
 def _say_how(table: Table) -> str:
@@ -125,45 +123,62 @@ def _cells(host: HostTable, row: Row) -> list[tuple[str, str]]:
     return list(cells.items())
 
 
+_DRAWN, _SPAN = "difference", ' colspan="2"'
+
+
 def _html_host(host: HostTable, table: Table) -> str:
-    heads = "".join(f'<th scope="col">{name}</th>' for name, _ in _cells(host, host.rows[0]))
+    names = [name for name, _ in _cells(host, host.rows[0])]
+    # the drawing stands under the same heading as its numbers, which say the same
+    heads = "".join(
+        f'<th scope="col"{_SPAN if name == _DRAWN else ""}>{escape(name)}</th>' for name in names
+    )
     reach = _reach(table)
     body = "\n".join(_html_row(host, row, reach) for row in host.rows)
     return (
-        f"<section><h2><bdi>{_to_html(host.host)}</bdi></h2>\n"
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}'
-        f'<th scope="col"><span class="hidden">difference drawn</span></th></tr></thead>\n'
+        f"<section><h2><bdi>{escape(host.host)}</bdi></h2>\n"
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>\n"
-        f'<p class="cost">{_to_html(_say_cost(host, table))}</p></section>'
+        f'<p class="cost">{escape(_say_cost(host, table))}</p></section>'
     )
 
 
-def _html_row(host: HostTable, row: Row, reach: float) -> str:
-    (task, *rest) = [_to_html(cell) for _, cell in _cells(host, row)]
-    cells = "".join(f"<td>{cell}</td>" for cell in rest)
+def _html_row(host: HostTable, row: Row, reach: tuple[float, float]) -> str:
+    (_, task), *rest = _cells(host, row)
+    cells = "".join(
+        (f"<td>{_interval_svg(row, reach)}</td>" if name == _DRAWN else "")
+        + f"<td>{_with_minus(escape(cell)) if name == _DRAWN else escape(cell)}</td>"
+        for name, cell in rest
+    )
     kind = "" if row.group else ' class="whole"'
-    return f'<tr{kind}><th scope="row">{task}</th>{cells}<td>{_interval_svg(row, reach)}</td></tr>'
+    return f'<tr{kind}><th scope="row">{escape(task)}</th>{cells}</tr>'
 
 
-def _reach(table: Table) -> float:
-    """The longest way from zero of any interval: half the width of all charts."""
+def _with_minus(numbers: str) -> str:
+    """Sets a minus sign, as wide as the plus above and below it, for a hyphen."""
+    return numbers.replace("-", "&minus;")
+
+
+def _reach(table: Table) -> tuple[float, float]:
+    """What all charts span: zero, five points at least, and the longest interval on either side."""
     changes = [row.difference for host in table.hosts for row in host.rows]
-    return max(0.05, *(max(-change.low, change.high) for change in changes))
+    low, high = min(0, *(change.low for change in changes)), max(change.high for change in changes)
+    return low, max(high, low + 0.05, 0)
 
 
-def _interval_svg(row: Row, reach: float) -> str:
-    """The interval as a line, the difference as a dot, zero as the middle."""
+def _interval_svg(row: Row, reach: tuple[float, float]) -> str:
+    """The interval as a line, the difference as a dot, zero as an axis through all rows."""
+    start, end = reach
 
     def x(points: float) -> str:
-        return f"{100 * points / reach:.1f}"
+        return f"{6 + 148 * (points - start) / (end - start):.1f}"
 
     change = row.difference
     kind = "gain" if change.low > 0 else "loss" if change.high < 0 else "unsure"
     return (
-        f'<svg class="interval {kind}" viewBox="-104 -10 208 20" aria-hidden="true">'
-        '<path class="zero" d="M0-10V10"/>'
+        f'<svg class="interval {kind}" viewBox="0 -10 160 20" aria-hidden="true">'
+        f'<path class="zero" d="M{x(0)}-18V18"/>'
         f'<path class="range" d="M{x(change.low)} 0H{x(change.high)}"/>'
-        f'<circle r="5" cx="{x(change.mean)}"/></svg>'
+        f'<circle r="4.5" cx="{x(change.mean)}"/></svg>'
     )
 
 
@@ -177,10 +192,6 @@ def _points(part: float) -> str:
 
 def _seconds(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3g}"
-
-
-def _to_html(text: str) -> str:
-    return html.escape(show_controls(text)).encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _escape_markdown(text: str) -> str:

@@ -12,3 +12,8 @@ needed: importing lmms-eval takes some 20 seconds.
     journal.py     answers on disk as they come, so that a killed run goes on
     reader.py      a small host model that can see scripted videos
 """
+
+import os
+
+# read when lmms-eval is imported, which else tells its log of every file that it passes over
+os.environ.setdefault("LOGURU_LEVEL", "WARNING")
