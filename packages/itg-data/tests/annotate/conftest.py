@@ -29,6 +29,7 @@ class Asked:
     inputs: dict[str, Any]
     num_pictures: int
     body: dict[str, Any]
+    headers: dict[str, str]
     before: int
     """Requests of the same stage that arrived before."""
     number: int
@@ -98,6 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             inputs=json.loads(text.split("<data>")[1].split("</data>")[0]),
             num_pictures=len(user["content"]) - 1,
             body=body,
+            headers={name.lower(): value for name, value in self.headers.items()},
             before=0,
             number=0,
         )

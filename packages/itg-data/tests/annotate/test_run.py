@@ -166,6 +166,19 @@ def test_no_api_key_is_written_down(make_config, make_pair, server):
     described = json.loads((config.out / "config.json").read_text())
     assert described["sampler"]["model"] == "told-what-to-say"
     assert not any(b"sk-secret" in path.read_bytes() for path in config.out.glob("*.*"))
+    assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer sk-secret"}
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-sécret"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    make_config, make_pair, capsys, monkeypatch, key
+):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    config = make_config([make_pair(0)])
+    assert cli.main(arguments(config, "--base-url=http://x/v1")) == 2
+    complaint = capsys.readouterr().err
+    assert "api_key must be printable ASCII" in complaint
+    assert "cret" not in complaint
 
 
 def test_a_dead_server_ends_the_run_with_one_line_and_the_next_run_goes_on(
@@ -254,6 +267,9 @@ def test_a_dry_run_counts_the_calls_that_a_run_then_makes(make_config, make_pair
         ((), 2, "say who answers: one of --base-url, --local and --replay"),
         (("--base-url=http://x/v1", "--local=model"), 2, "say who answers"),
         (("--base-url=ftp://x",), 2, "base_url must start with http"),
+        (("--base-url=http://[::1",), 2, "base_url must name a host"),
+        (("--base-url=http://",), 2, "base_url must name a host"),
+        (("--base-url=http://x:99999/v1",), 2, "base_url must name a host"),
         (("--base-url=http://x/v1", "--concurrency=0"), 2, "concurrency must be >= 1, got 0"),
         (("--replay=none.sqlite",), 1, "none.sqlite: unable to open"),
     ],
