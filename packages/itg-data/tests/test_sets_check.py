@@ -83,6 +83,13 @@ def test_times_are_held_against_the_real_video(change, message, annotated_set):
     assert f"fault: annotations.jsonl: {record.id}: {message}" in faults(check(root))
 
 
+def test_clips_are_counted_as_annotating_counts_them(annotated_set):
+    # times that are no round numbers add up to 15.000000000000002 s, say, which is no fourth clip
+    change = {"duration_s": 15 + 1e-9, "captions": ("",) * 3, "clips": ()}
+    found = faults(check(annotated_set({0: change})))
+    assert not [fault for fault in found if "captions" in fault]
+
+
 def test_what_is_there_twice_is_named(annotated_set, scripted_root):
     records = list(read_jsonl(scripted_root / "records.jsonl", GroundingRecord))
     again = {"question": f" {records[0].question.upper()} "}

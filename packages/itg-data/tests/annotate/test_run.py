@@ -16,6 +16,8 @@ from itg_data.annotate.run import RunError, run
 from itg_data.errors import ItgError, RecordError
 from itg_data.jsonl import read_jsonl
 from itg_data.records import GroundingRecord
+from itg_data.sets import SetFolder
+from itg_data.sets.check import check_set
 from itg_data.video import open_video
 
 MODEL = "told-what-to-say"
@@ -44,6 +46,27 @@ def test_videos_and_questions_become_a_set_that_training_can_read(make_config, m
     with open_video(config.out / records[0].video) as video:
         assert video.num_frames == 300
     assert not list(config.out.glob("shards-*"))
+
+
+@pytest.mark.parametrize("clip", range(4))
+def test_labels_where_a_frame_stays_on_screen_make_a_sound_set(
+    make_config, make_pair, server, encode_video, tmp_path, clip
+):
+    # the frame that comes at 2.96 s stays until 15 s, through the second and the third clip
+    times_ms = [*range(0, 3000, 40), *range(15_000, 17_000, 40)]
+    (tmp_path / "films").mkdir()
+    encode_video(tmp_path / "films/still.mp4", num_frames=len(times_ms), times_ms=times_ms)
+
+    def choose(asked):
+        chosen = {"explanation": "", "clips": [clip]}
+        return chosen if asked.stage == "retrieve" else server.sensible(asked)
+
+    server.reply = choose
+    config = make_config([make_pair(0, video="still.mp4")], videos=tmp_path / "films")
+    run(config)
+    report = check_set(SetFolder(config.out), config.out)
+    assert not [str(finding) for finding in report.findings if finding.is_fault]
+    assert report.statistics.num_samples == 1
 
 
 def test_pairs_with_the_same_cues_share_their_captions(make_config, make_pair, server):
