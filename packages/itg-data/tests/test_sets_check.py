@@ -170,6 +170,21 @@ def test_exit_codes_tell_sound_unsound_and_no_set_apart(annotated_set, capsys):
     assert "is no set" in capsys.readouterr().err
 
 
+def test_input_that_cannot_be_is_one_line(annotated_set, tmp_path, capsys):
+    root = annotated_set()
+    (tmp_path / "file").touch()
+    taken = str(tmp_path / "file")
+    for arguments, complaint in (
+        (["check", str(root), "--num-workers", "0"], "--num-workers must be >= 1, got 0"),
+        (["view", str(root), "--out", taken, "--limit", "-1"], "--limit must be >= 0, got -1"),
+        (["view", str(root), "--out", taken], f"{taken}: File exists"),
+        (["stats", str(root), "--plots", taken], f"{taken}: File exists"),
+        (["import", str(root / "video_itg_data.json"), "--out", taken], f"{taken}: File exists"),
+    ):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err == f"itg-data: {complaint}\n"
+
+
 def test_stats_tell_people_and_programs(annotated_set, tmp_path, capsys):
     root = annotated_set()
     assert main(["stats", str(root), "--plots", str(tmp_path / "plots" / "here")]) == 0

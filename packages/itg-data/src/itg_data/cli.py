@@ -90,6 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read stdout has gone; keep Python from complaining about it on the way out
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # a folder that cannot be made, a disk without room
+        complaint = ItgError(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
+        print(f"itg-data: {_one_line(complaint)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
 
 
 def _describe(path: str, backend: Backend) -> dict[str, object]:

@@ -443,9 +443,10 @@ def test_without_a_clip_or_a_confirmed_frame_a_pair_is_dropped(make_config, make
     }
 
 
-def test_half_a_character_in_a_question_is_refused(tmp_path, make_config, make_pair):
-    config = make_config([make_pair(0)])
-    line = config.qa.read_text().replace("Where", "\\ud800")
+@pytest.mark.parametrize("text", ["Where", "train"])
+def test_half_a_character_in_a_pair_is_refused(make_config, make_pair, text):
+    config = make_config([make_pair(0, split="train")])
+    line = config.qa.read_text().replace(text, "\\ud800")
     config.qa.write_text(line)
     with pytest.raises(RecordError, match=r"qa.jsonl:1: .*half a character"):
         run(config)
