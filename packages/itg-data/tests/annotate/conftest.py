@@ -130,10 +130,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        # counted first: whoever reads the answer may look at the count at once
         if reply.status == 200:
             with self.server.lock:
                 self.server.answered[raw.decode()] += 1
+        self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keeps quiet."""
