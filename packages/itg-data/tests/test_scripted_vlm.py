@@ -189,8 +189,10 @@ def test_a_late_answer_is_late(scripted):
     with ScriptedServer(scripted, Behaviour(delays=1.0, delay_s=0.3)).running() as url:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "{}"}]}
         body["messages"].insert(0, {"role": "system", "content": "# cues"})
+        # time to connect in on a busy machine, but none to wait for the answer
+        impatient = httpx.Timeout(60, read=0.01)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/chat/completions", json=body, timeout=0.1)
+            httpx.post(f"{url}/chat/completions", json=body, timeout=impatient)
         assert httpx.post(f"{url}/chat/completions", json=body).elapsed.total_seconds() >= 0.3
 
 

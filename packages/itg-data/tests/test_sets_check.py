@@ -83,6 +83,13 @@ def test_times_are_held_against_the_real_video(change, message, annotated_set):
     assert f"fault: annotations.jsonl: {record.id}: {message}" in faults(check(root))
 
 
+def test_clips_are_counted_as_annotating_counts_them(annotated_set):
+    # times that are no round numbers add up to 15.000000000000002 s, say, which is no fourth clip
+    change = {"duration_s": 15 + 1e-9, "captions": ("",) * 3, "clips": ()}
+    found = faults(check(annotated_set({0: change})))
+    assert not [fault for fault in found if "captions" in fault]
+
+
 def test_what_is_there_twice_is_named(annotated_set, scripted_root):
     records = list(read_jsonl(scripted_root / "records.jsonl", GroundingRecord))
     again = {"question": f" {records[0].question.upper()} "}
@@ -161,6 +168,21 @@ def test_exit_codes_tell_sound_unsound_and_no_set_apart(annotated_set, capsys):
     assert "is held\\x1b[31m\\nout, but " in findings[0]
     assert main(["check", str(root / "none")]) == 2
     assert "is no set" in capsys.readouterr().err
+
+
+def test_input_that_cannot_be_is_one_line(annotated_set, tmp_path, capsys):
+    root = annotated_set()
+    (tmp_path / "file").touch()
+    taken = str(tmp_path / "file")
+    for arguments, complaint in (
+        (["check", str(root), "--num-workers", "0"], "--num-workers must be >= 1, got 0"),
+        (["view", str(root), "--out", taken, "--limit", "-1"], "--limit must be >= 0, got -1"),
+        (["view", str(root), "--out", taken], f"{taken}: File exists"),
+        (["stats", str(root), "--plots", taken], f"{taken}: File exists"),
+        (["import", str(root / "video_itg_data.json"), "--out", taken], f"{taken}: File exists"),
+    ):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err == f"itg-data: {complaint}\n"
 
 
 def test_stats_tell_people_and_programs(annotated_set, tmp_path, capsys):

@@ -236,7 +236,7 @@ def test_a_reader_that_is_never_closed_lets_the_interpreter_end(plain_video):
         [sys.executable, "-c", script, str(plain_video)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "read\n", "")

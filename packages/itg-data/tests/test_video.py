@@ -218,7 +218,7 @@ def test_an_open_reader_lets_the_interpreter_end(plain_video):
         [sys.executable, "-c", script, str(plain_video)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "read\n", "")

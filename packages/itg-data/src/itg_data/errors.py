@@ -7,6 +7,10 @@ class ItgError(Exception):
     """Something outside the program is wrong: a file, a record, a checkpoint, a request."""
 
 
+class InputError(ItgError):
+    """What a command was told to work on, or how, cannot be; the message names the option."""
+
+
 class RecordError(ItgError):
     """A record or a line of JSONL breaks its schema; the message names file, line and field."""
 

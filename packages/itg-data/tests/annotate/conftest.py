@@ -29,6 +29,7 @@ class Asked:
     inputs: dict[str, Any]
     num_pictures: int
     body: dict[str, Any]
+    headers: dict[str, str]
     before: int
     """Requests of the same stage that arrived before."""
     number: int
@@ -98,6 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             inputs=json.loads(text.split("<data>")[1].split("</data>")[0]),
             num_pictures=len(user["content"]) - 1,
             body=body,
+            headers={name.lower(): value for name, value in self.headers.items()},
             before=0,
             number=0,
         )
@@ -128,10 +130,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        # counted first: whoever reads the answer may look at the count at once
         if reply.status == 200:
             with self.server.lock:
                 self.server.answered[raw.decode()] += 1
+        self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keeps quiet."""

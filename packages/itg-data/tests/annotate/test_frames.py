@@ -88,6 +88,11 @@ def test_seconds_are_told_by_the_clock_at_odd_and_changing_rates(encode_video, t
     # in seconds 3 and 4 the frame that came at 2 s is on screen; the last one may stay beyond 7 s
     assert shown(path, tmp_path, use) == [0, 2, 4, 4, 4, 5, 15, 24]
 
+    async def use_beginnings(video):
+        return [video.add_beginnings(seconds) for seconds in ((0, 1), (3,), (4, 5), (7,))]
+
+    assert shown(path, tmp_path, use_beginnings) == [(0, 1), (2, 3), (2, 4, 5), (6, 7)]
+
 
 def test_a_pass_that_is_given_up_ends_without_reading_on(videos, tmp_path):
     async def use(video):

@@ -329,6 +329,57 @@ def test_a_page_that_is_no_api_is_told_apart(make_config, make_pair, server):
         run(make_config([make_pair(0)]))
 
 
+def completion(**changes) -> bytes:
+    message = {"role": "assistant", "content": '{"cues": []}'}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1}
+    fields = {"choices": [{"finish_reason": "stop", "message": message}], "usage": usage}
+    return json.dumps({**fields, **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[]",
+        b"null",
+        b'{"choices": "\xff"}',
+        b"[" * 100_000,
+        b'{"error": {"message": "overloaded"}}',
+        completion(choices=[]),
+        completion(choices=[None]),
+        completion(choices="hello"),
+        completion(choices={"0": 1}),
+        completion(choices=[{"message": "hello"}]),
+        completion(choices=[{"message": {"content": ["hello"]}}]),
+        completion(usage=[1]),
+        completion(usage={"prompt_tokens": 1.5, "completion_tokens": 1}),
+        completion(usage={"prompt_tokens": "1", "completion_tokens": 1}),
+        completion(usage={"prompt_tokens": 10**30, "completion_tokens": 1}),
+    ],
+    ids=lambda raw: raw[:60].decode("ascii", "replace"),
+)
+def test_an_answer_that_is_no_completion_ends_the_run_with_one_line(
+    make_config, make_pair, server, raw
+):
+    server.reply = lambda asked: server.Reply(None, raw=raw)
+    config = make_config([make_pair(0)])
+    with pytest.raises(AnnotatorError, match=r"does not speak the OpenAI protocol: .*; got "):
+        run(config)
+    server.reply = server.sensible
+    run(config)
+    assert len(annotations(config)) == 1
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": None}])
+def test_a_server_that_counts_no_tokens_is_taken_at_its_word(make_config, make_pair, server, usage):
+    def count_nothing(asked):
+        message = {"role": "assistant", "content": json.dumps(server.sensible(asked))}
+        return server.Reply(None, raw=completion(choices=[{"message": message}], usage=usage))
+
+    server.reply = count_nothing
+    state = run(make_config([make_pair(0)]))
+    assert (state.tally.prompt_tokens, dict(state.dropped)) == (0, {})
+
+
 def test_too_many_requests_are_repeated_when_the_server_says_so(make_config, make_pair, server):
     times: list[float] = []
 
@@ -392,9 +443,10 @@ def test_without_a_clip_or_a_confirmed_frame_a_pair_is_dropped(make_config, make
     }
 
 
-def test_half_a_character_in_a_question_is_refused(tmp_path, make_config, make_pair):
-    config = make_config([make_pair(0)])
-    line = config.qa.read_text().replace("Where", "\\ud800")
+@pytest.mark.parametrize("text", ["Where", "train"])
+def test_half_a_character_in_a_pair_is_refused(make_config, make_pair, text):
+    config = make_config([make_pair(0, split="train")])
+    line = config.qa.read_text().replace(text, "\\ud800")
     config.qa.write_text(line)
     with pytest.raises(RecordError, match=r"qa.jsonl:1: .*half a character"):
         run(config)

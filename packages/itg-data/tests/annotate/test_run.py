@@ -16,6 +16,8 @@ from itg_data.annotate.run import RunError, run
 from itg_data.errors import ItgError, RecordError
 from itg_data.jsonl import read_jsonl
 from itg_data.records import GroundingRecord
+from itg_data.sets import SetFolder
+from itg_data.sets.check import check_set
 from itg_data.video import open_video
 
 MODEL = "told-what-to-say"
@@ -44,6 +46,27 @@ def test_videos_and_questions_become_a_set_that_training_can_read(make_config, m
     with open_video(config.out / records[0].video) as video:
         assert video.num_frames == 300
     assert not list(config.out.glob("shards-*"))
+
+
+@pytest.mark.parametrize("clip", range(4))
+def test_labels_where_a_frame_stays_on_screen_make_a_sound_set(
+    make_config, make_pair, server, encode_video, tmp_path, clip
+):
+    # the frame that comes at 2.96 s stays until 15 s, through the second and the third clip
+    times_ms = [*range(0, 3000, 40), *range(15_000, 17_000, 40)]
+    (tmp_path / "films").mkdir()
+    encode_video(tmp_path / "films/still.mp4", num_frames=len(times_ms), times_ms=times_ms)
+
+    def choose(asked):
+        chosen = {"explanation": "", "clips": [clip]}
+        return chosen if asked.stage == "retrieve" else server.sensible(asked)
+
+    server.reply = choose
+    config = make_config([make_pair(0, video="still.mp4")], videos=tmp_path / "films")
+    run(config)
+    report = check_set(SetFolder(config.out), config.out)
+    assert not [str(finding) for finding in report.findings if finding.is_fault]
+    assert report.statistics.num_samples == 1
 
 
 def test_pairs_with_the_same_cues_share_their_captions(make_config, make_pair, server):
@@ -166,6 +189,19 @@ def test_no_api_key_is_written_down(make_config, make_pair, server):
     described = json.loads((config.out / "config.json").read_text())
     assert described["sampler"]["model"] == "told-what-to-say"
     assert not any(b"sk-secret" in path.read_bytes() for path in config.out.glob("*.*"))
+    assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer sk-secret"}
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-sécret"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    make_config, make_pair, capsys, monkeypatch, key
+):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    config = make_config([make_pair(0)])
+    assert cli.main(arguments(config, "--base-url=http://x/v1")) == 2
+    complaint = capsys.readouterr().err
+    assert "api_key must be printable ASCII" in complaint
+    assert "cret" not in complaint
 
 
 def test_a_dead_server_ends_the_run_with_one_line_and_the_next_run_goes_on(
@@ -254,6 +290,19 @@ def test_a_dry_run_counts_the_calls_that_a_run_then_makes(make_config, make_pair
         ((), 2, "say who answers: one of --base-url, --local and --replay"),
         (("--base-url=http://x/v1", "--local=model"), 2, "say who answers"),
         (("--base-url=ftp://x",), 2, "base_url must start with http"),
+        (("--base-url=http://x/v1", "--videos=none"), 2, "--videos must be a folder, got none"),
+        (("--base-url=http://x/v1", "--videos=none", "--dry-run"), 2, "must be a folder, got none"),
+        (("--base-url=http://x/v1", "--qa=/dev/null"), 2, "/dev/null: is no file"),
+        (("--base-url=http://x/v1", "--qa=none"), 2, "none: No such file"),
+        (("--base-url=http://x/v1", f"--seed={2**63}"), 2, "seed must be an integer of 64 bits"),
+        (
+            ("--base-url=http://x/v1", "--usd-per-million-prompt-tokens=nan"),
+            2,
+            "usd_per_million_prompt_tokens must be >= 0 and finite, got nan",
+        ),
+        (("--base-url=http://[::1",), 2, "base_url must name a host"),
+        (("--base-url=http://",), 2, "base_url must name a host"),
+        (("--base-url=http://x:99999/v1",), 2, "base_url must name a host"),
         (("--base-url=http://x/v1", "--concurrency=0"), 2, "concurrency must be >= 1, got 0"),
         (("--replay=none.sqlite",), 1, "none.sqlite: unable to open"),
     ],

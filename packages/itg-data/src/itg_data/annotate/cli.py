@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from itg_data.errors import ItgError
+from itg_data.errors import InputError, ItgError, RecordError
 
 if TYPE_CHECKING:
     from itg_data.annotate.config import AnnotatorConfig, RunConfig
@@ -127,6 +127,8 @@ class Annotate:
                 state = run(config, watch)
         except KeyboardInterrupt:
             return _fail("interrupted; start again to go on from here", EXIT_INTERRUPTED)
+        except (RecordError, InputError) as error:
+            return _fail(str(error), EXIT_BAD_INPUT)
         except ItgError as error:
             return _fail(str(error), EXIT_STOPPED)
         print(json.dumps(_summarise(state, config)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,10 @@ from itg_data.annotate.features import NOTHING, load_features
 from itg_data.annotate.frames import Decoders, PictureConfig
 from itg_data.annotate.openai_client import OpenAIAnnotator, ServerConfig
 from itg_data.annotate.pipeline import Workshop
+from itg_data.annotate.qa import QaFile
 from itg_data.annotate.replay import ReplayAnnotator
 from itg_data.annotate.requests import STAGES, Sampler, prompt_sha256
+from itg_data.errors import InputError
 
 Engine = Literal["local", "ray"]
 
@@ -49,8 +52,8 @@ class Prices:
 
     def __post_init__(self) -> None:
         for name, price in asdict(self).items():
-            if price < 0:
-                raise ValueError(f"{name} must be >= 0, got {price}")
+            if not 0 <= price < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {price}")
 
     def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Adds up."""
@@ -85,6 +88,17 @@ class RunConfig:
         for name in ("concurrency", "num_decoders"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+    def open_qa(self) -> QaFile:
+        """Looks at what a run starts from.
+
+        Raises:
+            RecordError: The file of QA pairs is not what it should be.
+            InputError: There is no folder of videos.
+        """
+        if not self.videos.is_dir():
+            raise InputError(f"--videos must be a folder, got {self.videos}")
+        return QaFile(self.qa)
 
     @property
     def videos_at_once(self) -> int:

@@ -11,7 +11,6 @@ from typing import Any
 
 from itg_data.annotate.config import RunConfig
 from itg_data.annotate.frames import count_clips
-from itg_data.annotate.qa import QaFile
 from itg_data.annotate.requests import STAGES, Stage, load_prompt
 from itg_data.errors import VideoError
 from itg_data.video import open_video
@@ -51,8 +50,9 @@ def estimate(config: RunConfig) -> Estimate:
 
     Raises:
         RecordError: The file of QA pairs is not what it should be.
+        InputError: There is no folder of videos.
     """
-    qa = QaFile(config.qa)
+    qa = config.open_qa()
     calls = dict.fromkeys(STAGES, 0)
     prompt_tokens = num_unreadable = num_clips = 0
     for job in qa.read_jobs():

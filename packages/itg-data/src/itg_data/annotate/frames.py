@@ -82,6 +82,8 @@ class _Layout:
     duration_s: float
     second_idx: npt.NDArray[np.int64]
     """[num_seconds] the frame of each second."""
+    began_in: npt.NDArray[np.int64]
+    """[num_seconds] the second in which that frame was first shown."""
     clip_idx: tuple[npt.NDArray[np.int64], ...]
     """For each clip, the frames that its caption is made from."""
 
@@ -132,15 +134,26 @@ class VideoPictures:
         """Says which frame stands for a second."""
         return int(self._layout.second_idx[second])
 
+    def add_beginnings(self, seconds: Sequence[int]) -> tuple[int, ...]:
+        """Adds the seconds in which the frames of some seconds were first shown; ascending.
+
+        Where a frame stays on screen, no frame begins in the seconds that it stays, and whoever
+        looks for frames by their times finds none there.
+        """
+        began = self._layout.began_in[list(seconds)].tolist()
+        return tuple(sorted({*seconds, *began}))
+
     def identify(self, source_idx: int) -> str:
         """Names a picture by all that decides its pixels."""
         size = self._config.image_size
         return f"{self._layout.sha256}/{source_idx}/{size}px/jpeg{_JPEG_QUALITY}"
 
-    def read(self, source_idx: int) -> bytes | None:
-        """Reads the JPEG of a frame of a clip that was decoded; None where it was lost."""
-        if source_idx not in self._place_of:
-            return None
+    def has(self, source_idx: int) -> bool:
+        """Whether a frame of a clip that was decoded is there; it is not where it was lost."""
+        return source_idx in self._place_of
+
+    def read(self, source_idx: int) -> bytes:
+        """Reads the JPEG of a frame that is there."""
         place, size = self._place_of[source_idx]
         return os.pread(self._spool.fileno(), size, place)
 
@@ -248,13 +261,13 @@ class Pictures:
             LostPictureError: The file is damaged and one of them is lost.
         """
         await self._video.decode(self._clips)
-        if any(self._video.read(idx) is None for idx in self._source_idx):
+        if not all(map(self._video.has, self._source_idx)):
             detail = f"frames of clip {self._clips[0]} or later are lost"
             raise LostPictureError("unreadable_video", detail)
 
     def read(self) -> list[bytes]:
         """Reads them as JPEG, in the order of time, once they were waited for."""
-        return [jpeg for idx in self._source_idx if (jpeg := self._video.read(idx)) is not None]
+        return [self._video.read(idx) for idx in self._source_idx]
 
 
 class LostPictureError(UnansweredError):
@@ -297,9 +310,9 @@ def encode_jpeg(frame: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def count_clips(duration_s: float) -> int:
+def count_clips(duration_s: float, clip_s: int = CLIP_S) -> int:
     """Counts the clips of a video."""
-    return max(1, math.ceil(math.ceil(duration_s - _TOLERANCE_S) / CLIP_S))
+    return max(1, math.ceil(math.ceil(duration_s - _TOLERANCE_S) / clip_s))
 
 
 def _lay_out(reader: VideoReader, sha256: str, per_clip: int) -> _Layout:
@@ -315,11 +328,14 @@ def _lay_out(reader: VideoReader, sha256: str, per_clip: int) -> _Layout:
         near &= np.round(spread_s) < length_s
         wanted_s = clip * CLIP_S + np.where(near, np.round(spread_s), spread_s)
         clips.append(np.unique(_frames_at(times_s - start_s, wanted_s)))
+    second_idx = _frames_at(times_s - start_s, seconds)
+    began_s = np.minimum(times_s[second_idx] - start_s + _TOLERANCE_S, seconds)
     return _Layout(
         sha256=sha256,
         start_s=start_s,
         duration_s=reader.duration_s,
-        second_idx=_frames_at(times_s - start_s, seconds),
+        second_idx=second_idx,
+        began_in=np.floor(began_s).astype(np.int64),
         clip_idx=tuple(clips),
     )
 

@@ -10,6 +10,9 @@ seconds and those that are kept.
 | `motion` | the chosen clips; the whole video if there are none | every second |
 | `no_clue` | the whole video | frames that look new |
 
+Where a frame stays on screen for longer than a second, the second in which it was first shown is a
+candidate along with those in which it stays: training finds frames by when they are first shown.
+
 Whether nothing in particular must be seen is asked of a model that has not seen the video.
 Retrieval, which has read its captions, outvotes it where it found some clips and passed over most:
 a question that is taken for a no-clue one by mistake would label the whole video, unchecked.

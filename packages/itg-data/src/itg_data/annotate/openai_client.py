@@ -7,10 +7,12 @@ with one request is that request's fault alone, up to a point: ten in a row are 
 """
 
 import base64
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from itg_data.annotate.requests import AnnotatorError, Answer, RejectedError, Request, Sampler
 
@@ -22,6 +24,8 @@ Structured = Literal["auto", "json-schema", "none"]
 
 MISSING = "the annotator needs the OpenAI client: pip install 'itg-data[annotate]'"
 _MAX_REJECTIONS = 10
+_MAX_TOKENS = 2**40
+"""Of one answer; a larger count is no count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +50,16 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must start with http:// or https://, got {self.base_url!r}")
+        try:
+            parts = urlsplit(self.base_url)
+            named = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            named = False
+        if not named:
+            raise ValueError(f"base_url must name a host, got {self.base_url!r}")
+        if not (self.api_key.isascii() and self.api_key.isprintable()):
+            # neither shown here nor, by whoever would send it, in a complaint about a header
+            raise ValueError("api_key must be printable ASCII; a line break, say, is none of a key")
         if self.max_retries < 0:
             raise ValueError(f"max_retries must be >= 0, got {self.max_retries}")
         if not self.timeout_s > 0:
@@ -104,10 +118,11 @@ class OpenAIAnnotator:
         self, request: Request[AnswerT], pictures: Sequence[bytes], *, with_schema: bool
     ) -> Answer:
         openai = self._openai
-        # untyped: a body made piece by piece fits none of the client's overloads
-        create: Any = self._client.chat.completions.create
+        body = self._to_body(request, pictures, with_schema=with_schema)
         try:
-            completion = await create(**self._to_body(request, pictures, with_schema=with_schema))
+            # past the client's typed methods: they look at every part of a body and of an answer,
+            # and take as long for it as for all the rest
+            told = await self._client.post("/chat/completions", cast_to=bytes, body=body)
         except openai.APIStatusError as error:
             if error.status_code in (400, 413, 422):
                 may_be_the_schema = with_schema and self._config.structured == "auto"
@@ -122,11 +137,17 @@ class OpenAIAnnotator:
                 f"{self._config.base_url} does not answer ({cause}); start again to go on from here"
             ) from None
         except (openai.OpenAIError, ValueError) as error:
-            raise AnnotatorError(
-                f"{self._config.base_url} does not speak the OpenAI protocol: {_one_line(error)}"
-            ) from None
+            raise self._not_the_protocol(_one_line(error)) from None
         self._num_rejections = 0
-        return self._to_answer(completion)
+        try:
+            return _read_completion(told)
+        except (ValueError, RecursionError) as error:
+            raise self._not_the_protocol(f"{_one_line(error)}; got {told[:100]!r}") from None
+
+    def _not_the_protocol(self, reason: str) -> AnnotatorError:
+        return AnnotatorError(
+            f"{self._config.base_url} does not speak the OpenAI protocol: {reason}"
+        )
 
     def _to_body(
         self, request: Request[AnswerT], pictures: Sequence[bytes], *, with_schema: bool
@@ -150,31 +171,42 @@ class OpenAIAnnotator:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
-    def _to_answer(self, completion: Any) -> Answer:
-        # the client hands on whatever JSON the server sends, or even text
-        choices = getattr(completion, "choices", None)
-        if not choices or choices[0].message is None:
-            raise AnnotatorError(
-                f"{self._config.base_url} does not speak the OpenAI protocol: got "
-                f"{str(completion)[:100]!r}"
-            )
-        message, usage = choices[0].message, completion.usage
-        text = message.content
-        if message.refusal or choices[0].finish_reason == "content_filter":
-            text = None
-        return Answer(
-            # half characters can't be kept; the answer will not parse without them, as it should
-            text=text.encode("utf-8", "replace").decode() if text is not None else None,
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
-        )
-
     def _count_rejection(self, error: Exception, count: int) -> None:
         self._num_rejections += count
         if self._num_rejections > _MAX_REJECTIONS:
             raise AnnotatorError(
                 f"{self._config.base_url} rejects every request: {_one_line(error)}"
             ) from None
+
+
+def _read_completion(told: bytes) -> Answer:
+    """Reads a server's answer, which may be anything.
+
+    Raises:
+        ValueError: It is no chat completion.
+    """
+    completion: Any = json.loads(told)
+    try:
+        choice = completion["choices"][0]
+        message, finish_reason = choice["message"], choice.get("finish_reason")
+        text, refusal = message.get("content"), message.get("refusal")
+        usage: Any = completion.get("usage") or dict[str, Any]()
+        counts: list[Any] = [usage.get(n) or 0 for n in ("prompt_tokens", "completion_tokens")]
+    except (LookupError, TypeError, AttributeError):
+        raise ValueError("no choice with a message") from None
+    if not isinstance(text, str | None):
+        raise ValueError(f"content must be a text, got {text!r:.80}")
+    for count in counts:
+        if not isinstance(count, int) or not 0 <= count <= _MAX_TOKENS:
+            raise ValueError(f"usage must hold whole numbers, got {count!r:.80}")
+    if refusal or finish_reason == "content_filter":
+        text = None
+    return Answer(
+        # half characters can't be kept; the answer will not parse without them, as it should
+        text=text.encode("utf-8", "replace").decode() if text is not None else None,
+        prompt_tokens=counts[0],
+        completion_tokens=counts[1],
+    )
 
 
 def _one_line(error: BaseException) -> str:

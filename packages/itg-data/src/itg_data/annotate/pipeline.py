@@ -125,6 +125,7 @@ async def _label_pair(pair: QaPair, video: VideoPictures, shop: Workshop) -> Ann
     question_type = settle_type(question_type, chosen.clips, len(captions))
     candidates = find_candidates(question_type, chosen.clips, video.num_seconds)
     require_candidates(candidates)
+    candidates = video.add_beginnings(candidates)
     kept = await _keep(question_type, candidates, video, shop)
     frames = await _check(question_type, kept, video, pair, bill, desk)
     require_labels(frames)
@@ -178,7 +179,7 @@ async def _keep(
 
 async def _readable(seconds: Sequence[int], video: VideoPictures) -> list[int]:
     await video.decode(sorted({second // CLIP_S for second in seconds}))
-    readable = [s for s in seconds if video.read(video.source_idx_of(s)) is not None]
+    readable = [s for s in seconds if video.has(video.source_idx_of(s))]
     if not readable:
         raise UnansweredError("unreadable_video", f"all {len(seconds)} candidate frames are lost")
     return readable

@@ -29,6 +29,9 @@ class QaFile:
     """
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and not path.is_file():
+            # a pipe, say, can't be read again
+            raise RecordError(f"{path}: is no file")
         self.path = path
         self.num_pairs = 0
         self._places: dict[str, array[int]] = {}

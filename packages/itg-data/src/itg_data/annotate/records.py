@@ -55,7 +55,8 @@ class QaPair:
         for name in ("id", "video", "question", "answer"):
             if not getattr(self, name).strip():
                 raise RecordError(f"{name} must not be blank")
-        for text in (self.id, self.video, self.question, self.answer, *self.options):
+        texts = (self.id, self.video, self.question, self.answer, self.split or "")
+        for text in (*texts, *self.options):
             require_whole_characters("a text", text)
         if self.video.startswith("/") or ".." in self.video.split("/") or "\\" in self.video:
             raise RecordError(

@@ -46,6 +46,8 @@ class Sampler:
             raise ValueError(f"temperature must be in 0..2, got {self.temperature}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be >= 1, got {self.max_tokens}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be an integer of 64 bits, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

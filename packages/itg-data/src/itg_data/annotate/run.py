@@ -88,9 +88,7 @@ def run(config: RunConfig, watch: Watch | None = None) -> RunState:
         ItgError: Something outside is wrong: a file, the annotator, the disk. Started again, the
             run goes on where it stopped.
     """
-    qa = QaFile(config.qa)
-    if not config.videos.is_dir():
-        raise RunError(f"--videos must be a folder, got {config.videos}")
+    qa = config.open_qa()
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         with _locked(config.out):

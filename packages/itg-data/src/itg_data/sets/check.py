@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from itg_data.annotate.frames import count_clips
 from itg_data.annotate.records import Annotation
 from itg_data.errors import RecordError, VideoError
 from itg_data.jsonl import read_jsonl
@@ -154,10 +155,13 @@ def look_at_video(path: Path) -> VideoFacts | str:
 def check_ranges(sample: Sample, video: VideoFacts) -> Iterator[tuple[str, str]]:
     """Holds a sample's times against its video; yields fields and complaints."""
     end_s = float(video.times_s[0]) + video.duration_s
-    for place, span in enumerate(sample.record.spans):
+    spans = sample.record.spans
+    # a span where a frame only stays on screen holds none, which does no harm beside one that does
+    in_vain = not any(_holds_frame(video.times_s, span.start_s, span.end_s) for span in spans)
+    for place, span in enumerate(spans):
         if span.end_s > end_s + video.frame_s:
             yield f"spans[{place}]", f"ends at {span.end_s:.6g} s, the video at {end_s:.6g} s"
-        elif not _holds_frame(video.times_s, span.start_s, span.end_s):
+        elif in_vain:
             yield f"spans[{place}]", f"holds no frame: [{span.start_s}, {span.end_s}) s"
     if sample.annotation is not None:
         yield from _check_annotation(sample.annotation, video)
@@ -167,7 +171,7 @@ def _check_annotation(annotation: Annotation, video: VideoFacts) -> Iterator[tup
     for name, value in (("start_s", float(video.times_s[0])), ("duration_s", video.duration_s)):
         if abs(getattr(annotation, name) - value) > video.frame_s:
             yield name, f"is {getattr(annotation, name):.6g}, the video's is {value:.6g}"
-    num_clips = math.ceil(annotation.duration_s / annotation.clip_s)
+    num_clips = count_clips(annotation.duration_s, annotation.clip_s)
     if len(annotation.captions) != num_clips:
         yield (
             "captions",
@@ -179,12 +183,20 @@ def _check_annotation(annotation: Annotation, video: VideoFacts) -> Iterator[tup
             yield f"frames[{place}].source_idx", f"must be in 0..{last}, got {frame.source_idx}"
             continue
         time_s = float(video.times_s[frame.source_idx]) - annotation.start_s
-        if abs(time_s - frame.second - 0.5) > 0.5 + video.frame_s:
+        if not _is_shown_in(video, frame.source_idx, annotation.start_s + frame.second):
             time_s = round(time_s, 3)
             yield (
                 f"frames[{place}].source_idx",
                 f"frame {frame.source_idx} is shown at {time_s} s, not in second {frame.second}",
             )
+
+
+def _is_shown_in(video: VideoFacts, source_idx: int, second_s: float) -> bool:
+    """Whether a frame is first shown in the second that begins then, or still on screen in it."""
+    time_s, later_s = float(video.times_s[source_idx]), video.times_s[source_idx + 1 :]
+    gone_s = float(later_s[0]) if len(later_s) else math.inf
+    first_shown = abs(time_s - second_s - 0.5) <= 0.5 + video.frame_s
+    return first_shown or time_s <= second_s < gone_s
 
 
 def _holds_frame(times_s: npt.NDArray[np.float64], start_s: float, end_s: float) -> bool:

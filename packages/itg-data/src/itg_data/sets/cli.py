@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from itg_data.errors import ItgError, RecordError, to_one_line
+from itg_data.errors import InputError, ItgError, RecordError, to_one_line
 from itg_data.jsonl import write_jsonl
 from itg_data.published import Labels, read_published
 from itg_data.sets.folder import Sample, SetFolder
@@ -46,6 +46,8 @@ class Check:
         """Checks, and tells."""
         from itg_data.sets.check import check_set
 
+        if self.num_workers < 1:
+            raise InputError(f"--num-workers must be >= 1, got {self.num_workers}")
         folder = SetFolder(self.set)
         with progress("reading videos") as on_video:
             report = check_set(
@@ -122,6 +124,8 @@ class View:
         """Writes the pages."""
         from itg_data.sets.view import write_pages
 
+        if self.limit < 0:
+            raise InputError(f"--limit must be >= 0, got {self.limit}")
         samples = self._choose(SetFolder(self.set))
         with progress("writing pages") as on_page:
             complaints = write_pages(samples, self.videos or self.set, self.out, on_page)
