@@ -19,6 +19,8 @@ SHOWN = (
     "examples/*",
     "packages/*/README.md",
     "packages/*/CHANGELOG.md",
+    "packages/itg-model/src/itg_model/tiny/README.md",
+    "packages/itg-model/src/itg_model/tiny/*.png",
     "packages/*/benchmarks/*.md",
     "packages/*/benchmarks/*.svg",
     "packages/*/benchmarks/*.png",

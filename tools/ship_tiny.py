@@ -17,7 +17,7 @@ import torch
 from itg_data.errors import ItgError
 from itg_data.progress import show_progress
 from itg_model import weights
-from itg_model.bundled import TINY_FOLDER
+from itg_model.locate import TINY_FOLDER
 from itg_model.model import FrameGroundingModel
 from itg_model.processing import load_tokenizer
 from itg_train.card import write_card

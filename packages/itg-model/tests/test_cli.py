@@ -103,11 +103,11 @@ def test_a_folder_that_is_no_checkpoint_says_what_one_is(arguments, checkpoint_d
     assert f"{checkpoint_dir}: holds no config.json; a checkpoint is" in capsys.readouterr().err
 
 
-def test_a_missing_model_says_how_to_make_one(arguments, capsys):
-    assert main(arguments[:2]) == 2
-    error = capsys.readouterr().err
-    assert "--model is missing" in error
-    assert "uv run itg-train" in error
+def test_without_a_model_the_one_that_comes_along_scores_and_says_what_it_knows(arguments, capsys):
+    assert main([*arguments[:2], *arguments[4:]]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["model"] == "itg-tiny"
+    assert captured.err.startswith("itg-select: itg-tiny scores: it knows the drawn shapes")
 
 
 def test_an_unknown_option_exits_2(arguments, capsys):

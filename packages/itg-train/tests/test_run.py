@@ -1,11 +1,13 @@
 """Whole runs in processes of their own, as users start them: killed, resumed, shared, resharded."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,18 @@ OPTIONS = {
 
 
 def start(
-    home: Path, name: str, *changes: str, recipe: str = "scripted-small", **options: Any
+    home: Path,
+    name: str,
+    *changes: str,
+    recipe: str = "scripted-small",
+    launcher: Sequence[str] = (sys.executable, "-m"),
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> subprocess.Popen:
     """Starts a run in a bare environment: no compiler on the path, no cache but its own."""
     given = OPTIONS | {"run-dir": home / name, "data.cache-dir": home / "data"}
     flags = [str(word) for key, value in given.items() for word in (f"--{key}", value)]
-    environment = {
+    bare = {
         "PATH": str(Path(sys.executable).parent),
         "HOME": str(home),
         "HF_HUB_OFFLINE": "1",
@@ -55,8 +63,8 @@ def start(
         "TORCH_EXTENSIONS_DIR": str(home / "extensions"),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "itg_train", recipe, *flags, *changes],
-        env=environment,
+        [*launcher, "itg_train", recipe, *flags, *changes],
+        env=bare | dict(environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -164,6 +172,36 @@ def test_two_processes_with_many_passes_killed_and_gone_on_with_by_one_learn_the
     assert json.loads(latest.read_text())["world_size"] == 2
     finish(start(home, "pair", *changes))
     assert read_metrics(home / "pair", "loss") == pytest.approx(packed, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("torchrun", "--standalone", "--nproc-per-node", "2", "-m"),
+        ("deepspeed", "--num_gpus", "2", "--module"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_launchers_others_use_start_processes_that_learn_the_same(home, launcher):
+    few = ("--num-steps", "4", "--groups-per-step", "2")
+    program = Path(sys.executable).parent / launcher[0]
+    finish(start(home, launcher[0], *few, launcher=(str(program), *launcher[1:])))
+    alone = home / "alone"
+    if not alone.exists():
+        finish(start(home, alone.name, *few))
+    losses = [read_metrics(folder, "loss") for folder in (home / launcher[0], alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    latest = json.loads((home / launcher[0] / "state" / "latest").read_text())
+    assert latest["world_size"] == 2
+
+
+def test_wandb_is_told_what_the_metrics_file_is_told(home):
+    pytest.importorskip("wandb", reason="it is no dependency")
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "NETRC": os.devnull}
+    few = ("--num-steps", "3", "--wandb-project", "grounders")
+    finish(start(home, "reported", *few, environment=offline))
+    (written,) = (home / "reported" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"train/samples_per_s" in written.read_bytes()
 
 
 def test_parameters_divided_and_offloaded_learn_the_same(home, packed):

@@ -122,7 +122,6 @@ def test_a_run_without_a_task_a_host_or_sense_is_refused_at_once(tmp_path, capsy
         ("--task", "videomme", "--host", "oryx"): "no form is known in which oryx (simple) takes",
         ("--task", "videomme", "--host", "qwen3_vl,frames_as=film"): "frames_as must be one of",
         ("--task", "videomme", "--host", "llava_vid,max_frames_num=64"): "selected frames, 32, got",
-        ("--task", "itg_scripted"): "--model m: neither a checkpoint's directory nor owner/name",
     }.items():
         assert main([*base, *more]) == 2, more
         complaint = capsys.readouterr().err

@@ -17,6 +17,7 @@ from itg_data.records import FrameSelection, to_json
 from itg_data.sampling import SamplingConfig, SamplingRule
 from itg_data.video import open_video
 
+from itg_model.locate import TINY, TINY_WARNING
 from itg_model.policies import parse_policy_params
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from itg_model.grounder import FrameGrounder
 
 SAMPLING = SamplingConfig()
-NO_MODEL = (
-    "--model is missing: pass a checkpoint directory or a hub id; "
-    "`uv run itg-train` makes a small checkpoint and prints where it lies"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +34,8 @@ class Request:
 
     JSON goes to stdout, progress and errors to stderr. A folder as VIDEO, or --questions, gives a
     line of JSON for each question; with --json FILE, an interrupted run goes on where it was. Exit
-    codes: 0 done, 1 some of many failed, 2 bad input, 130 interrupted. `itg-select --ui --model
-    CHECKPOINT` serves a page instead, to drop a video on and ask; `itg-select --ui --help` lists
-    its options.
+    codes: 0 done, 1 some of many failed, 2 bad input, 130 interrupted. `itg-select --ui` serves a
+    page instead, to drop a video on and ask; `itg-select --ui --help` lists its options.
     """
 
     video: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")] = None
@@ -53,8 +49,9 @@ class Request:
     without a video are asked of VIDEO; videos are looked for in the folder VIDEO, or beside the
     file."""
 
-    model: str | None = None
-    """Checkpoint directory, or owner/name on the Hugging Face hub."""
+    model: str = TINY
+    """Checkpoint directory, owner/name on the Hugging Face hub, or itg-tiny, which comes along and
+    knows nothing but the drawn shapes of scripted videos."""
 
     vision_checkpoint: Path | None = None
     """Directory of SigLIP weights, for a checkpoint that lacks its vision tower."""
@@ -135,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check(request)
         except ValueError as error:
             return _fail(error)
+        if request.model == TINY:
+            print(f"itg-select: {TINY_WARNING}", file=sys.stderr)
         try:
             return _run_many(request) if request.asks_many else _run(request)
         except (ItgError, OSError) as error:
@@ -156,8 +155,6 @@ def _serve(arguments: Sequence[str]) -> int:
 
 def _check(request: Request) -> None:
     """Finds faults of the request before anything costly starts."""
-    if request.model is None:
-        raise ValueError(NO_MODEL)
     request.to_sampling()
     if request.top_k < 1:
         raise ValueError(f"--top-k must be >= 1, got {request.top_k}")
@@ -294,7 +291,6 @@ def load_grounder(request: Request, device: str | None = None) -> "FrameGrounder
     """Loads the model that a request asks for, on its device or another."""
     from itg_model.grounder import FrameGrounder
 
-    assert request.model is not None  # _check
     return FrameGrounder.from_pretrained(
         request.model,
         device or request.device,

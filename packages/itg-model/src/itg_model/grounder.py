@@ -29,6 +29,7 @@ from itg_model.frames import (
     check_decode,
 )
 from itg_model.linear import check_fp8
+from itg_model.locate import find_checkpoint
 from itg_model.many import Asked, FailedSelection, select_each
 from itg_model.model import DEFAULT_FRAME_CHUNK, FrameGroundingModel, Precision
 from itg_model.policies import (
@@ -39,7 +40,6 @@ from itg_model.policies import (
     select_frames,
 )
 from itg_model.processing import encode_question, load_tokenizer
-from itg_model.weights import find_checkpoint
 
 __all__ = [
     "EncodedVideo",
@@ -113,8 +113,8 @@ class FrameGrounder:
         """Loads a checkpoint and its tokenizer.
 
         Args:
-            path_or_hub_id: A directory, or `owner/name` on the Hugging Face hub where no such
-                directory exists.
+            path_or_hub_id: A directory; where none has that name, `itg-tiny`, the model that
+                comes along, or `owner/name` on the Hugging Face hub.
             device: `auto` takes a GPU if there is one.
             dtype: `auto` takes bfloat16 on a GPU that has it, float16 on one that has not, and
                 float32 on the CPU.

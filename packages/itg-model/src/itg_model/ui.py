@@ -20,6 +20,8 @@ from itg_data.errors import ItgError
 from itg_data.records import FrameSelection, to_json
 from itg_data.timeline import Thumbnails
 
+from itg_model.locate import TINY, TINY_WARNING
+
 if TYPE_CHECKING:
     from gradio import Blocks
 
@@ -36,8 +38,9 @@ class Page:
     The page is for this machine unless --host says otherwise: whoever reaches it may use it.
     """
 
-    model: str
-    """Checkpoint directory, or owner/name on the Hugging Face hub."""
+    model: str = TINY
+    """Checkpoint directory, owner/name on the Hugging Face hub, or itg-tiny, which comes along and
+    knows nothing but the drawn shapes of scripted videos."""
 
     vision_checkpoint: Path | None = None
     """Directory of SigLIP weights, for a checkpoint that lacks its vision tower."""
@@ -120,6 +123,8 @@ def build(grounder: "FrameGrounder") -> "Blocks":
 
     with gradio.Blocks(title="itg-select", analytics_enabled=False, fill_width=True) as page:
         gradio.Markdown("# Which frames answer the question?")
+        if grounder.name == TINY:
+            gradio.Markdown(f"*{TINY_WARNING}*")
         with gradio.Row():
             video = gradio.Video(label="Video", sources=["upload"], height=220)
             with gradio.Column():

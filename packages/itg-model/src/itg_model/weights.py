@@ -147,43 +147,6 @@ def write_checkpoint(
         path.unlink(missing_ok=True)
 
 
-def find_checkpoint(path_or_hub_id: str | Path) -> Path:
-    """The directory itself, or where the hub's copy of that name lies once it is here.
-
-    Raises:
-        CheckpointError: Neither exists or can be fetched, or the directory is no checkpoint.
-    """
-    path = Path(path_or_hub_id)
-    if path.is_dir():
-        _check_is_checkpoint(path)
-        return path
-    name = str(path_or_hub_id)
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        what = "is no directory" if path.exists() else "no such directory"
-        raise CheckpointError(f"{name}: {what}; name a checkpoint's, or owner/name on the hub")
-    # imported here: a local checkpoint needs no hub
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{name}: no such directory, and not to be had from the hub: {reason}"
-        ) from None
-
-
-def _check_is_checkpoint(directory: Path) -> None:
-    inside = directory / "checkpoint"
-    if (inside / "config.json").is_file():
-        raise CheckpointError(f"{directory}: is a run's folder; its checkpoint is {inside}")
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(
-            f"{directory}: holds no config.json; a checkpoint is a directory with config.json, "
-            "*.safetensors and a tokenizer"
-        )
-
-
 def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with replacing(path) as part:
         # contiguous: a parameter may be a view; safetensors refuses those

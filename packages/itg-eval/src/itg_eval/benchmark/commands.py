@@ -16,6 +16,7 @@ from itg_data.errors import ItgError
 from itg_data.jsonl import write_jsonl
 from itg_data.progress import show_progress
 from itg_data.sampling import SamplingConfig
+from itg_model.locate import check_name
 from itg_model.policies import parse_policy_params
 
 from itg_eval.benchmark.answers import check_host
@@ -112,7 +113,8 @@ class Run:
             check_host(host, plan.top_k)
         run_dir = RunDir(self.run_dir)
         if self.model is not None and not run_dir.scores(plan).exists():
-            _check_grounder(self.model)
+            # before videos are written and hosts trained for it
+            check_name(self.model)
         run_dir.claim(plan)
         if TASK in self.task and self.include_path is None:
             _write_scripted(run_dir.scripted, ScriptedConfig())
@@ -238,15 +240,6 @@ class Scripted:
         for host in _write_hosts(self.folder):
             sys.stdout.write(f"{host.id},{host.args}\n")
         return 0
-
-
-def _check_grounder(model: str) -> None:
-    """Finds a misspelt checkpoint before videos are written and hosts trained for it."""
-    # imported here: it brings torch
-    from itg_model.config import read_config
-    from itg_model.weights import find_checkpoint
-
-    read_config(find_checkpoint(model))
 
 
 def _write_scripted(folder: Path, config: ScriptedConfig) -> None:
