@@ -1,7 +1,7 @@
 """A server of the OpenAI protocol that answers at once: what is left is the pipeline's own cost.
 
-It reads no more of a request than it must: how long it is, how many pictures it has, and which
-stage it is of. Run it in a process of its own; it prints its address.
+It reads no more of a request than it must: how long it is, which stage it is of, and how many
+pictures a check has. Run it in a process of its own; it prints its address.
 """
 
 import asyncio
@@ -44,8 +44,7 @@ class _Instant(asyncio.Protocol):
 
 def _respond(request: bytes) -> bytes:
     stage = _STAGE.findall(request[-4000:])[-1]
-    num_pictures = request.count(b'"data:image/jpeg')
-    answer = _ANSWERS.get(stage) or {"relevant": [True] * num_pictures}
+    answer = _ANSWERS.get(stage) or {"relevant": [True] * request.count(b'"data:image/jpeg')}
     message = {"role": "assistant", "content": json.dumps(answer)}
     body = json.dumps(
         {

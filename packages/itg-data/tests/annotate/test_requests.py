@@ -138,6 +138,19 @@ def test_a_claim_that_is_given_back_goes_to_the_next_in_line(tmp_path):
     assert asyncio.run(main()) == [None]
 
 
+def test_a_closed_ledger_needs_no_other_file_to_be_read(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    answer = Answer(text="", prompt_tokens=0, completion_tokens=0)
+    asyncio.run(ledger.store("key", "cues", "m", answer))
+    ledger.close()
+    # the version of the format that reading takes: 2 would mean a write-ahead log, which SQLite
+    # makes anew even to read, so not in a read-only folder
+    assert (tmp_path / "ledger.sqlite").read_bytes()[19] == 1
+    cassette = Ledger(tmp_path / "ledger.sqlite", read_only=True)
+    assert cassette.get("key") == answer
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.sqlite"]
+
+
 def test_a_read_only_ledger_is_not_written(tmp_path):
     Ledger(tmp_path / "ledger.sqlite").close()
     ledger = Ledger(tmp_path / "ledger.sqlite", read_only=True)

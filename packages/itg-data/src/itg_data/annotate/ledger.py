@@ -9,7 +9,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from itg_data.annotate.requests import Answer, Stage
@@ -44,6 +44,7 @@ class Ledger:
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self.path = Path(path)
+        self._read_only = read_only
         self._under_way: dict[str, asyncio.Event] = {}
         with self._explained():
             address = f"{self.path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
@@ -105,7 +106,11 @@ class Ledger:
         return ", ".join(row[0] for row in rows) or "none"
 
     def close(self) -> None:
-        """Folds the write-ahead log into the file."""
+        """Folds the write-ahead log into the file, which can then be read in a read-only folder."""
+        # fails beside another connection, and on a full disk: then the log stays, with all it holds
+        with suppress(sqlite3.Error):
+            if not self._read_only:
+                self._db.execute("PRAGMA journal_mode = DELETE")
         self._db.close()
 
     @contextmanager
