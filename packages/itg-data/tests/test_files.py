@@ -96,6 +96,15 @@ def test_a_replaced_file_keeps_its_mode_and_a_new_one_follows_the_umask(tmp_path
     assert [stat.S_IMODE(p.stat().st_mode) for p in (old, new)] == [0o640, 0o640]
 
 
+def test_a_file_that_a_writer_put_there_itself_gets_the_mode_all_the_same(tmp_path):
+    path = tmp_path / "weights"
+    with replacing(path) as part:
+        part.unlink()
+        part.touch(mode=0o600)
+    write_atomic(tmp_path / "other", "")
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_link_is_written_through(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")

@@ -39,11 +39,13 @@ def replacing(path: str | os.PathLike[str], *, follow_links: bool = False) -> Ge
 def _replacing(target: Path, folder: Path | None, prefix: str) -> Generator[Path]:
     """Does what `replacing` says; without a folder of its own, the target is sent the content."""
     fd, name = tempfile.mkstemp(f".part{target.suffix}", prefix, folder)
-    part = Path(name)
+    part, mode = Path(name), _file_mode(target)
     try:
-        os.fchmod(fd, _file_mode(target))
+        os.fchmod(fd, mode)
         os.close(fd)
         yield part
+        # once more: safetensors, for one, puts a file of its own there, for its owner alone
+        part.chmod(mode)
         if folder is None:
             with part.open("rb") as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
