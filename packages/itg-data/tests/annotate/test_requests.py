@@ -13,6 +13,7 @@ from itg_data.annotate.requests import (
     prompt_sha256,
 )
 from itg_data.annotate.retrieve import RetrieveAnswer
+from itg_data.errors import VideoError
 
 REQUEST = Request(
     stage="retrieve",
@@ -111,6 +112,27 @@ def test_what_is_asked_when_a_run_ends_is_kept(tmp_path):
 
     asyncio.run(main())
     assert (slow.num_asked, len(ledger)) == (1, 1)
+
+
+def test_a_video_that_fails_while_it_is_waited_for_keeps_nobody_else_from_asking(tmp_path):
+    class Torn:
+        async def wait(self) -> None:
+            raise VideoError("torn.mp4", "packet is torn")
+
+        def read(self) -> list[bytes]:
+            raise AssertionError("read although it failed")
+
+    async def main() -> int:
+        slow = Slow()
+        desk = Desk(slow, Ledger(tmp_path / "ledger.sqlite"), SAMPLER, concurrency=1)
+        with pytest.raises(VideoError, match="packet is torn"):
+            await desk.ask(REQUEST, Bill(), pictures=Torn())
+        await desk.ask(replace(REQUEST, pictures=("another",)), Bill())
+        # and its claim is given back
+        await desk.ask(REQUEST, Bill())
+        return slow.num_asked
+
+    assert asyncio.run(main()) == 2
 
 
 def test_an_answer_that_does_not_come_holds_the_end_up_no_longer_than_the_grace():

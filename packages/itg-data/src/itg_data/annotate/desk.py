@@ -194,22 +194,29 @@ class Desk:
             return known
         try:
             # who waits for a decoder should not keep others from asking, nor who waits to ask keep
-            # pictures in memory
+            # pictures in memory; a video that fails meanwhile is no fault of the annotator's
             if pictures is not None:
                 await pictures.wait()
+            return await self._ask_in_turn(key, request, pictures)
+        except BaseException:
+            await self._store.release(key)
+            raise
+
+    async def _ask_in_turn(
+        self, key: str, request: Request[AnswerT], pictures: Pictures | None
+    ) -> Answer:
+        try:
             async with self._places:
                 if self._given_up is not None:
                     raise self._given_up
                 shown = pictures.read() if pictures is not None else ()
                 return await to_the_end(self._ask_annotator(key, request, shown))
-        except BaseException as error:
-            await self._store.release(key)
-            if isinstance(error, RejectedError):
-                raise UnansweredError("rejected_by_server", f"{request.stage}: {error}") from None
-            if isinstance(error, ItgError | OSError):
-                # those who stand in line need not find out for themselves
-                self._given_up = error
+        except (ItgError, OSError) as error:
+            # those who stand in line need not find out for themselves
+            self._given_up = error
             raise
+        except RejectedError as error:
+            raise UnansweredError("rejected_by_server", f"{request.stage}: {error}") from None
 
     async def _ask_annotator(
         self, key: str, request: Request[AnswerT], shown: Sequence[Jpeg]
