@@ -39,7 +39,8 @@ def test_embeddings_and_last_states_are_those_of_the_reference(name, parity_mode
     pixels, ids = read_case(parity_tensors, name)
     with torch.no_grad():
         for b, (x, row) in enumerate(zip(pixels, ids, strict=True)):
-            embeds, first_row = parity_model.embed_sample(parity_model.encode_frames(x), row)
+            features = parity_model.encode_frames(x)
+            ((embeds, first_row),) = parity_model.embed_samples([features], [row])
             states = parity_model.trunk.norm(parity_model.trunk(embeds, [len(embeds)]))
             types = parity_tensors[f"{name}.token_types"][b]
             wanted = parity_tensors[f"{name}.inputs_embeds"][b][: len(embeds)]

@@ -33,13 +33,13 @@ from itg_train.dataset import Group, VideoSample
 from itg_train.engine import Processes
 from itg_train.features import FeatureStore, StoredFeatures, fingerprint_tower
 from itg_train.flops import peak_flops
+from itg_train.fused import fuse_trunk
 from itg_train.loader import Pass, Planner, StepBatch, iterate_steps
 from itg_train.loop import make_planner
 from itg_train.measure import StepTimer, count_step, peak_memory_gib
 from itg_train.parameters import choose_trainable
 from itg_train.prepare import Prepared
 from itg_train.recipes import videoitg_7b
-from itg_train.recompute import recompute
 from itg_train.rundir import RunDir
 
 TINY = FrameGroundingConfig(
@@ -92,8 +92,8 @@ class RandomVideos:
         rng = np.random.default_rng(args.seed)
         self.task = RandomTask()
         self.store: FeatureStore | None = None
-        shape = (args.frames, 3, model.vision.image_size, model.vision.image_size)
-        self.pixels = torch.rand(shape) * 2 - 1
+        shape = (args.frames, model.vision.image_size, model.vision.image_size, 3)
+        self.pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
         self.time_s = np.arange(args.frames, dtype=np.float64)
         self.groups = [self._group(args, rng, place) for place in range(args.videos)]
 
@@ -237,10 +237,10 @@ def run_forward_backward(args: argparse.Namespace, processes: Processes) -> dict
     videos = RandomVideos(args, config.model)
     module = make_module(config, processes.device)
     choose_trainable(module, config.trainable)
-    recompute(module.model, config.engine, tower=False)
+    fuse_trunk(module.model, config.engine)
     side = config.model.pooled_side(args.frames)
     sample = replace(videos.load(0, [0]), sides=(side,))
-    frames = sample.frames.to(processes.device, torch.bfloat16)
+    frames = sample.frames.to(processes.device)
     if args.features:
         frames = torch.randn(
             args.frames, config.model.vision.grid_side**2, config.model.vision.hidden_size
@@ -249,7 +249,7 @@ def run_forward_backward(args: argparse.Namespace, processes: Processes) -> dict
     batch = Pass(samples=(replace(sample, frames=frames),))
     seconds = []
     for _ in range(args.warm_up + args.steps):
-        module.zero_grad(set_to_none=False)
+        module.zero_grad()
         synchronize(processes)
         started_s = time.perf_counter()
         module(batch).backward()

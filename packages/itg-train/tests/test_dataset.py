@@ -17,7 +17,7 @@ def test_a_sample_holds_all_questions_of_its_video_with_labels_from_their_spans(
     assert {record.video for record in sample.records} == {sample.video}
     for record, label in zip(sample.records, sample.labels, strict=True):
         assert np.array_equal(label.numpy() == 1, label_frames(sample.time_s, record.spans))
-    assert sample.frames.shape == (12, 3, 32, 32)
+    assert sample.frames.shape == (12, 32, 32, 3)
 
 
 def test_groups_hold_at_most_so_many_questions_of_one_video_and_none_is_lost(make_dataset):

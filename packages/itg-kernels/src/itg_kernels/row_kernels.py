@@ -66,7 +66,8 @@ def _norm_kernel(
 
 
 @triton.jit
-def _sigmoid(x):
+def sigmoid(x):
+    """1 / (1 + e^-x)."""
     # below -80 the exponential leaves float32, and the result is as good as 0
     return 1 / (1 + tl.exp(-tl.maximum(x, -80.0)))
 
@@ -76,9 +77,9 @@ def _activated(x_ptr, at, gate_at, inside, GATED: tl.constexpr):
     """silu(gate) * up, or GELU in its tanh form, written as x * sigmoid(...) alike."""
     x = tl.load(x_ptr + gate_at, mask=inside, other=0.0).to(tl.float32)
     if GATED:
-        return x * _sigmoid(x) * tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        return x * sigmoid(x) * tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     # 0.5 (1 + tanh(u)) = sigmoid(2 u), with u = sqrt(2 / pi) (x + 0.044715 x^3)
-    return x * _sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
 
 
 @triton.jit
@@ -155,7 +156,7 @@ def norm_rows(
     num_rows, width = hidden.shape
     block = next_power_of_2(width)
     flags = (pending is not None, bias is not None, add_after is not None, scales is not None)
-    _launch(
+    launch_rows(
         _norm_kernel,
         (num_rows, 1, 1),
         (hidden, pending, weight, bias, add_after, out, scales),
@@ -170,14 +171,14 @@ def activate_rows(x: Tensor, gated: bool, out: Tensor) -> None:
     num_rows, width = out.shape
     block, num_warps = _blocks(width)
     grid = (num_rows, cdiv(width, block), 1)
-    _launch(_act_kernel, grid, (x, out), (width,), (gated, block), num_warps)
+    launch_rows(_act_kernel, grid, (x, out), (width,), (gated, block), num_warps)
 
 
 def quantise_rows(x: Tensor, act: bool, gated: bool, out: Tensor, scales: Tensor) -> None:
     """The same, or nothing before, in 8 bits."""
     num_rows, width = out.shape
     block, num_warps = _blocks(width) if act else (min(512, next_power_of_2(width)), 1)
-    _launch(
+    launch_rows(
         _act_fp8_kernel,
         (num_rows, 1, 1),
         (x, out, scales),
@@ -198,7 +199,7 @@ def rotate_rows(heads: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     num_rows, num_heads, head_dim = heads.shape
     half = head_dim // 2
     blocks = (next_power_of_2(num_heads), next_power_of_2(half))
-    _launch(
+    launch_rows(
         _rotate_kernel,
         (num_rows, 1, 1),
         (heads, cos, sin, out),
@@ -208,7 +209,7 @@ def rotate_rows(heads: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     )
 
 
-def _launch(
+def launch_rows(
     kernel: object,
     grid: tuple[int, int, int],
     tensors: tuple[Tensor | None, ...],
@@ -216,6 +217,16 @@ def _launch(
     constants: tuple[object, ...],
     num_warps: int,
 ) -> None:
+    """Launches a kernel of rows on the device of its tensors; does nothing where there are none.
+
+    Args:
+        kernel: Takes `tensors`, `numbers` and `constants`, in this order.
+        grid: Programs.
+        tensors: None where the kernel looks at nothing.
+        numbers: Specialised on, each.
+        constants: Known when it is compiled.
+        num_warps: Of a program.
+    """
     if grid[0] == 0:
         return
     given = [tensor for tensor in tensors if tensor is not None]

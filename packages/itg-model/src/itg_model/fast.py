@@ -44,9 +44,11 @@ class FastTower(nn.Module):
     Args:
         tower: The tower as loaded.
         fp8: Rounds weights and activations of the blocks to 8 bits.
+        take: Takes the tower's blocks away; otherwise both live side by side and share what
+            weights they can, and the tower must not change from then on.
     """
 
-    def __init__(self, tower: VisionTower, *, fp8: bool = False) -> None:
+    def __init__(self, tower: VisionTower, *, fp8: bool = False, take: bool = True) -> None:
         super().__init__()
         config: Any = tower.config
         self.patch_size = config.patch_size
@@ -60,7 +62,8 @@ class FastTower(nn.Module):
         make = Fp8Linear if fp8 else Linear
         rebuild = partial(_TowerBlock, config=config, make=make)
         self._kept: dict[tuple[int, torch.device], Tensor | None] = {}
-        self.blocks = nn.ModuleList(_taken(tower.encoder.layers, rebuild))
+        layers = tower.encoder.layers if take else list(tower.encoder.layers)
+        self.blocks = nn.ModuleList(_taken(layers, rebuild))
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, side: int) -> Tensor:

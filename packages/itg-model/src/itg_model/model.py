@@ -197,6 +197,7 @@ class FrameGroundingModel(nn.Module):
         pixels: Tensor,
         side: int | None = None,
         frame_chunk: int = DEFAULT_FRAME_CHUNK,
+        tower: FastTower | None = None,
     ) -> Tensor:
         """Turns frames into pooled features, which no question changes.
 
@@ -207,6 +208,7 @@ class FrameGroundingModel(nn.Module):
             side: Side of the pooled grid; None takes the largest that fits T frames. A caller
                 that hands a video over in parts must give the whole video's.
             frame_chunk: Frames that pass the tower at once.
+            tower: The model's own tower rebuilt, to do the work in its place.
 
         Returns:
             [T, side * side, C] in the tower's type, tokens row by row.
@@ -222,8 +224,9 @@ class FrameGroundingModel(nn.Module):
         if frame_chunk < 1:
             raise ValueError(f"frame_chunk must be >= 1, got {frame_chunk}")
         features = []
+        encode = tower or self.tower
         for chunk in pixels.split(frame_chunk):
-            features.append(self.tower(chunk.to(self.device, non_blocking=True), side))
+            features.append(encode(chunk.to(self.device, non_blocking=True), side))
         return torch.cat(features)
 
     def _check_pixels(self, pixels: Tensor) -> None:
@@ -275,8 +278,9 @@ class FrameGroundingModel(nn.Module):
             [S, D] hidden states before the final norm, and the [F, 2] rows of every frame.
         """
         rows, lengths, spans = [], [], []
-        for item, ids in zip(features, input_ids, strict=True):
-            embeds_LD, first_row = self.embed_sample(item, ids)
+        for item, (embeds_LD, first_row) in zip(
+            features, self.embed_samples(features, input_ids), strict=True
+        ):
             num_frames, tokens_per_frame = item.shape[:2]
             start = sum(lengths) + first_row
             starts = start + tokens_per_frame * torch.arange(num_frames)
@@ -286,16 +290,52 @@ class FrameGroundingModel(nn.Module):
         hidden_SD = self.trunk(torch.cat(rows), lengths)
         return hidden_SD, torch.cat(spans).to(hidden_SD.device)
 
-    def embed_sample(self, features: Tensor, input_ids: Tensor) -> tuple[Tensor, int]:
-        """Lays out one sample: text, then the video's tokens in its place, then text.
+    def embed_samples(
+        self, features: Sequence[Tensor | None], input_ids: Sequence[Tensor]
+    ) -> list[tuple[Tensor, int]]:
+        """Lays out samples: text, then the video's tokens in its place, then text.
+
+        All text is embedded in one call, because an embedding's gradient is as large as its table,
+        and a video is projected once for all of its questions.
+
+        Args:
+            features: Per sample [T, P, C], or None where it is text alone.
+            input_ids: As for `score_batch`.
 
         Returns:
-            [L, D] embeddings, and the row of the first image token.
+            Per sample its [L, D] embeddings, and the row of the first image token.
         """
-        if features.ndim != 3 or features.numel() == 0:
-            raise ValueError(f"features must be [T, P, C] and not empty, got {features.shape}")
+        texts = [
+            self._texts_around(item, ids) for item, ids in zip(features, input_ids, strict=True)
+        ]
+        parts = [part for text in texts for part in text]
+        ids = torch.cat(parts).to(self.device)
+        embedded = iter(self.trunk.embed_tokens(ids).split([len(part) for part in parts]))
+        projected = self._project(features)
+        laid_out = []
+        for item, (first, _) in zip(features, texts, strict=True):
+            before, after = next(embedded), next(embedded)
+            image_RD = [] if item is None else [projected[id(item)]]
+            laid_out.append((torch.cat([before, *image_RD, after]), len(first)))
+        return laid_out
+
+    def _project(self, features: Sequence[Tensor | None]) -> dict[int, Tensor]:
+        """By the identity of each tensor its [T * P, D] image tokens."""
+        distinct = {id(item): item.flatten(0, 1) for item in features if item is not None}
+        if not distinct:
+            return {}
+        rows = self.projector(torch.cat(list(distinct.values())))
+        return dict(zip(distinct, rows.split([len(x) for x in distinct.values()]), strict=True))
+
+    def _texts_around(self, features: Tensor | None, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids before and after the video's place, cut to what fits."""
         if input_ids.ndim != 1:
             raise ValueError(f"input_ids must be [L] per sample, got {list(input_ids.shape)}")
+        longest = self.config.tokenizer_model_max_length
+        if features is None:
+            return input_ids[input_ids != VIDEO_TOKEN_ID][:longest], input_ids[:0]
+        if features.ndim != 3 or features.numel() == 0:
+            raise ValueError(f"features must be [T, P, C] and not empty, got {features.shape}")
         places = (input_ids == VIDEO_TOKEN_ID).nonzero().flatten().tolist()
         if len(places) != 1:
             raise ValueError(
@@ -303,15 +343,10 @@ class FrameGroundingModel(nn.Module):
                 f"got it {len(places)} times"
             )
         first_row, num_image_rows = places[0], features.shape[0] * features.shape[1]
-        room = self.config.tokenizer_model_max_length - first_row - num_image_rows
+        room = longest - first_row - num_image_rows
         if room < 0:
             raise ValueError(
                 f"{num_image_rows} image tokens after {first_row} of text pass "
-                f"tokenizer_model_max_length ({self.config.tokenizer_model_max_length}); "
-                "image tokens are never cut"
+                f"tokenizer_model_max_length ({longest}); image tokens are never cut"
             )
-        ids = input_ids.to(self.device)
-        image_RD = self.projector(features).flatten(0, 1)
-        before = self.trunk.embed_tokens(ids[:first_row])
-        after = self.trunk.embed_tokens(ids[first_row + 1 :][:room])
-        return torch.cat([before, image_RD, after]), first_row
+        return input_ids[:first_row], input_ids[first_row + 1 :][:room]

@@ -10,8 +10,10 @@ from torch import nn
 
 from itg_train.chat_loss import ChatLoss
 from itg_train.config import TrainConfig
+from itg_train.encoding import FrozenTower
 from itg_train.engine import Engine, Processes, seed_everything
 from itg_train.features import FeatureStore, fingerprint_tower
+from itg_train.fused import fuse_trunk
 from itg_train.loss import GroundingLoss
 from itg_train.parameters import (
     choose_trainable,
@@ -20,7 +22,6 @@ from itg_train.parameters import (
     merged_state,
 )
 from itg_train.prepare import Prepared, attach_store
-from itg_train.recompute import recompute
 from itg_train.rundir import RunDir
 from itg_train.start import LossModule, load_start
 
@@ -45,7 +46,10 @@ def build(
         )
         attach_store(prepared, store)
     choose_trainable(module, config.trainable)
-    recompute(module.model, config.engine, tower=config.trainable.tower)
+    fuse_trunk(module.model, config.engine)
+    if config.trainable.tower and config.engine.recompute != "nothing":
+        tower = module.model.stacks("trained")[0]
+        tower.gradient_checkpointing_enable({"use_reentrant": False})
     learning, total = count_parameters(module)
     if processes.is_first:
         logger.info("%.4g of %.4g million parameters learn", learning / 1e6, total / 1e6)
@@ -57,12 +61,15 @@ def make_module(config: TrainConfig, device: torch.device | str) -> LossModule:
     """The network with its loss, its weights drawn; on `meta` they are none."""
     with torch.device(device), _default_dtype(getattr(torch, config.engine.dtype)):
         model = FrameGroundingModel(config.model).train()
+        # not where its parameters are divided among processes: it would hold them back
+        rebuilds = not config.trainable.tower and config.engine.zero_stage < 3
+        frozen = FrozenTower() if rebuilds else None
         if config.task == "grounding":
-            return GroundingLoss(model, config.frame_chunk)
+            return GroundingLoss(model, config.frame_chunk, frozen)
         text = config.model.text
         lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         nn.init.normal_(lm_head.weight, std=text.initializer_range)
-        return ChatLoss(model, lm_head, config.frame_chunk)
+        return ChatLoss(model, lm_head, config.frame_chunk, frozen)
 
 
 def whole_module(config: TrainConfig, engine: Engine, module: LossModule) -> LossModule:

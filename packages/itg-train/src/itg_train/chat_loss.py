@@ -4,14 +4,16 @@ It is the grounder's own network, attending backwards only, with a language head
 scoring head. So its checkpoint is one that a grounder starts from, and another stage as well.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from itg_model.model import DEFAULT_FRAME_CHUNK, VIDEO_TOKEN_ID, FrameGroundingModel
+from itg_model.model import DEFAULT_FRAME_CHUNK, FrameGroundingModel
 from torch import Tensor, nn
 
 from itg_train.chat import IGNORED
 from itg_train.dataset import VideoSample
-from itg_train.encoding import encode_sample
+from itg_train.encoding import FrozenTower, encode_samples
 from itg_train.loader import Pass
 from itg_train.loss import make_nothing
 
@@ -23,6 +25,7 @@ class ChatLoss(nn.Module):
         model: Tower, projector and trunk; its scoring head is carried along.
         lm_head: From hidden states to words.
         frame_chunk: Frames that pass the tower at once.
+        frozen: Does the tower's work where it does not learn.
     """
 
     def __init__(
@@ -30,11 +33,13 @@ class ChatLoss(nn.Module):
         model: FrameGroundingModel,
         lm_head: nn.Linear,
         frame_chunk: int = DEFAULT_FRAME_CHUNK,
+        frozen: FrozenTower | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.lm_head = lm_head
         self.frame_chunk = frame_chunk
+        self.frozen = frozen
 
     def uneven_modules(self) -> list[nn.Module]:
         """All but the trunk's blocks: how often they are called depends on the batch."""
@@ -45,12 +50,8 @@ class ChatLoss(nn.Module):
     def forward(self, batch: Pass) -> Tensor:
         """The sum of the losses of all conversations in the pass: a float32 scalar."""
         samples = batch.samples or (make_nothing(self.model, torch.tensor([IGNORED, 0])),)
-        rows, lengths, targets = [], [], []
-        for sample in samples:
-            for embeds_LD, target_L in self._lay_out(sample):
-                rows.append(embeds_LD)
-                lengths.append(len(embeds_LD))
-                targets.append(target_L)
+        rows, targets = self._lay_out(samples)
+        lengths = [len(embeds_LD) for embeds_LD in rows]
         trunk = self.model.trunk
         hidden_SD = trunk(torch.cat(rows), lengths, is_causal=True)
         losses = []
@@ -64,23 +65,28 @@ class ChatLoss(nn.Module):
         # an empty pass computes something all the same: other processes wait for its gradients
         return torch.stack(losses).sum() * (1 if batch.samples else 0)
 
-    def _lay_out(self, sample: VideoSample) -> list[tuple[Tensor, Tensor]]:
+    def _lay_out(self, samples: Sequence[VideoSample]) -> tuple[list[Tensor], list[Tensor]]:
         """Per conversation its [L, D] embeddings and [L] targets, image tokens included."""
+        features: list[Tensor | None] = []
+        for sample in samples:
+            features += self._see(sample)
+        input_ids = [ids for sample in samples for ids in sample.input_ids]
+        labels = [label.to(self.model.device) for sample in samples for label in sample.labels]
+        rows, targets = [], []
+        laid_out = self.model.embed_samples(features, input_ids)
+        for (embeds_LD, first_row), seen, label in zip(laid_out, features, labels, strict=True):
+            if seen is not None:
+                unasked = label.new_full((seen.shape[0] * seen.shape[1],), IGNORED)
+                label = torch.cat([label[:first_row], unasked, label[first_row + 1 :]])
+            rows.append(embeds_LD)
+            targets.append(label[: len(embeds_LD)])
+        return rows, targets
+
+    def _see(self, sample: VideoSample) -> Sequence[Tensor | None]:
+        """Per conversation the image's or the video's features, if there is one."""
+        if len(sample.frames) == 0:
+            return [None] * len(sample.input_ids)
         learns = any(p.requires_grad for p in self.model.tower.parameters())
-        device = self.model.device
-        features = None
-        if len(sample.frames) > 0:
-            features = encode_sample(self.model, sample, self.frame_chunk, learns=learns)
-        laid_out = []
-        for place, (ids, labels) in enumerate(zip(sample.input_ids, sample.labels, strict=True)):
-            targets = labels.to(device)
-            if features is None:
-                kept = ids[ids != VIDEO_TOKEN_ID].to(device)
-                laid_out.append((self.model.trunk.embed_tokens(kept), targets))
-                continue
-            embeds_LD, first_row = self.model.embed_sample(features[place], ids)
-            num_seen = features[place].shape[0] * features[place].shape[1]
-            seen = targets.new_full((num_seen,), IGNORED)
-            whole = torch.cat([targets[:first_row], seen, targets[first_row + 1 :]])
-            laid_out.append((embeds_LD, whole[: len(embeds_LD)]))
-        return laid_out
+        return encode_samples(
+            self.model, [sample], self.frame_chunk, learns=learns, frozen=self.frozen
+        )

@@ -18,7 +18,7 @@ import torch
 from itg_data.errors import VideoError
 from itg_data.sampling import SamplingConfig, sample_source_indices
 from itg_data.video import FrameBatch, open_video
-from itg_model.processing import preprocess_frames
+from itg_model.processing import squash_frames
 from PIL import Image
 from torch import Tensor
 
@@ -58,7 +58,7 @@ class VideoSample:
 
     video: str
     frames: Tensor
-    """[T, 3, S, S] float32 pixels in -1..1, or [T, P, C] features of the tower."""
+    """[T, S, S, 3] uint8 RGB, or [T, P, C] features of the tower."""
     time_s: npt.NDArray[np.float64]
     """[T]."""
     input_ids: tuple[Tensor, ...]
@@ -196,9 +196,10 @@ class VideoDataset:
             frames, time_s = stored.features, stored.time_s
         elif video:
             batch = self._decode(video)
-            frames, time_s = preprocess_frames(batch.frames, self.image_size), batch.time_s
+            squares = squash_frames(batch.frames, self.image_size)
+            frames, time_s = torch.from_numpy(squares), batch.time_s
         else:
-            frames = torch.empty(0, 3, self.image_size, self.image_size)
+            frames = torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
             time_s = np.empty(0)
         return VideoSample(
             video=video,

@@ -19,7 +19,7 @@ from itg_model.policies import select_frames
 
 from itg_train.chat_loss import ChatLoss
 from itg_train.dataset import VideoDataset, VideoSample
-from itg_train.encoding import encode_sample
+from itg_train.encoding import encode_samples
 from itg_train.loader import Pass
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def _measure_questions(
 def _score_questions(
     model: FrameGroundingModel, sample: VideoSample, frame_chunk: int
 ) -> list[npt.NDArray[np.float32]]:
-    features = encode_sample(model, sample, frame_chunk)
+    features = encode_samples(model, [sample], frame_chunk)
     # one by one: a video's questions together may be more than fits
     pairs = zip(features, sample.input_ids, strict=True)
     return [model.score(item, ids).float().cpu().numpy() for item, ids in pairs]

@@ -6,7 +6,7 @@ from itg_model.model import DEFAULT_FRAME_CHUNK, VIDEO_TOKEN_ID, FrameGroundingM
 from torch import Tensor, nn
 
 from itg_train.dataset import VideoSample
-from itg_train.encoding import encode_sample
+from itg_train.encoding import FrozenTower, encode_samples
 from itg_train.loader import Pass
 
 
@@ -20,12 +20,19 @@ class GroundingLoss(nn.Module):
     Args:
         model: The grounder.
         frame_chunk: Frames that pass the tower at once.
+        frozen: Does the tower's work where it does not learn.
     """
 
-    def __init__(self, model: FrameGroundingModel, frame_chunk: int = DEFAULT_FRAME_CHUNK) -> None:
+    def __init__(
+        self,
+        model: FrameGroundingModel,
+        frame_chunk: int = DEFAULT_FRAME_CHUNK,
+        frozen: FrozenTower | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.frame_chunk = frame_chunk
+        self.frozen = frozen
 
     def uneven_modules(self) -> list[nn.Module]:
         """All but the trunk's blocks: how often they are called depends on the batch."""
@@ -42,11 +49,12 @@ class GroundingLoss(nn.Module):
         """The sum of the losses of all questions in the pass: a float32 scalar."""
         model = self.model
         learns = any(p.requires_grad for p in model.tower.parameters())
-        features, input_ids, labels = [], [], []
-        for sample in batch.samples or (self._nothing(),):
-            features += encode_sample(model, sample, self.frame_chunk, learns=learns)
-            input_ids += sample.input_ids
-            labels += sample.labels
+        samples = batch.samples or (self._nothing(),)
+        features = encode_samples(
+            model, samples, self.frame_chunk, learns=learns, frozen=self.frozen
+        )
+        input_ids = [ids for sample in samples for ids in sample.input_ids]
+        labels = [label for sample in samples for label in sample.labels]
         hidden_SD, spans_F2 = model.contextualize(features, input_ids)
         ends = torch.tensor([0, *map(len, labels)]).cumsum(0)
         loss, _ = frame_score_loss(
@@ -69,8 +77,7 @@ class GroundingLoss(nn.Module):
 def make_nothing(model: FrameGroundingModel, label: Tensor) -> VideoSample:
     """One black frame with an empty question, for a pass without samples."""
     vision = model.config.vision
-    size = (1, vision.num_channels, vision.image_size, vision.image_size)
-    frames = torch.zeros(size, dtype=model.head.weight.dtype)
+    frames = torch.zeros((1, vision.image_size, vision.image_size, 3), dtype=torch.uint8)
     return VideoSample(
         video="",
         frames=frames,

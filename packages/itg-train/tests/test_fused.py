@@ -1,0 +1,164 @@
+"""The trunk that trains against the obvious one, whose parameters it has."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from itg_model.model import FrameGroundingModel
+from itg_train.attention import RECURRING, PackedAttention
+from itg_train.config import EngineConfig, TrainableConfig
+from itg_train.fused import fuse_trunk
+from itg_train.loader import Pass
+from itg_train.loss import GroundingLoss
+from itg_train.parameters import choose_trainable
+from itg_train.recompute import Forgetting
+
+LENGTHS = [5, 1, 9]
+
+
+@pytest.fixture
+def config(tiny_model_config):
+    text = dataclasses.replace(
+        tiny_model_config.text, num_hidden_layers=2, hidden_size=32, num_attention_heads=4
+    )
+    return dataclasses.replace(tiny_model_config, text=text)
+
+
+def build(config, device="cpu", dtype=torch.float32):
+    torch.manual_seed(0)
+    model = FrameGroundingModel(config).to(device, dtype).train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def step(trunk, x, is_causal=False):
+    """Outputs, and the gradients of the input and of every parameter, for the same pull."""
+    trunk.zero_grad()
+    x = x.detach().requires_grad_()
+    out = trunk(x, LENGTHS, is_causal=is_causal)
+    pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    out.backward(pull.to(out.device, out.dtype))
+    named = {n: p.grad.clone() for n, p in trunk.named_parameters() if p.grad is not None}
+    return {"out": out.detach(), "x": x.grad} | named
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("recompute", ["nothing", "elementwise", "everything"])
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_it_is_the_obvious_trunk_under_the_same_names(config, recompute, is_causal, activation):
+    text = dataclasses.replace(config.text, hidden_act=activation)
+    model = build(dataclasses.replace(config, text=text))
+    names = list(model.state_dict())
+    x = torch.randn(sum(LENGTHS), 32)
+    wanted = step(model.trunk, x, is_causal)
+    fuse_trunk(model, EngineConfig(recompute=recompute))
+    assert list(model.state_dict()) == names
+    found = step(model.trunk, x, is_causal)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("what", "layers"), [("elementwise", 0), ("elementwise", 1), ("everything", 0)]
+)
+def test_recomputation_changes_memory_and_nothing_else(config, what, layers):
+    kept, results = [], []
+    for engine in (EngineConfig(), EngineConfig(recompute=what, layers_recomputed=layers)):
+        model = build(config)
+        fuse_trunk(model, engine)
+        x = torch.randn(sum(LENGTHS), 32, generator=torch.Generator().manual_seed(2))
+        kept.append(count_kept(model.trunk, x))
+        results.append(step(model.trunk, x))
+    assert kept[1] < kept[0]
+    for name, tensor in results[0].items():
+        assert torch.equal(results[1][name], tensor), name
+
+
+def count_kept(trunk, x):
+    """Bytes that live on after a forward pass for the sake of its backward pass."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        trunk(x.detach().requires_grad_(), LENGTHS)
+    return sum(storages.values())
+
+
+def test_what_is_forgotten_is_made_once_for_all_who_want_it():
+    made = []
+
+    def double(x):
+        made.append(1)
+        return x * 2
+
+    x, weight = torch.randn(3, 4), torch.randn(4, 4, requires_grad=True)
+    other = torch.randn(4, 4, requires_grad=True)
+    with Forgetting() as memory:
+        y = memory.forget(double, x)
+        total = (y @ weight).sum() + (y.view(3, 4) @ other).sum()
+    assert len(made) == 1
+    total.backward()
+    assert len(made) == 2
+    for parameter in (weight, other):
+        torch.testing.assert_close(parameter.grad, (x * 2).T @ torch.ones(3, 4))
+
+
+def test_low_rank_updates_learn_within_it(config, make_dataset):
+    config = dataclasses.replace(config, vision_token_num=48)
+    sample = make_dataset().load(0)
+    grads = []
+    for fused in (False, True):
+        module = GroundingLoss(build(config))
+        torch.manual_seed(3)
+        choose_trainable(module, TrainableConfig(trunk="lora", embeddings=False, lora_rank=2))
+        if fused:
+            fuse_trunk(module.model, EngineConfig(recompute="elementwise"))
+        module(Pass(samples=(sample,))).backward()
+        grads.append({n: p.grad for n, p in module.named_parameters() if p.grad is not None})
+    assert any(".lora_" in name for name in grads[0])
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("kernel", ["flash", "cudnn", "efficient"])
+@pytest.mark.parametrize("recompute", ["nothing", "elementwise", "everything"])
+def test_on_a_gpu_it_errs_no_more_than_the_obvious_trunk(config, recompute, kernel, is_causal):
+    text = dataclasses.replace(
+        config.text, hidden_size=256, intermediate_size=512, num_key_value_heads=2
+    )
+    config = dataclasses.replace(config, text=text)
+    x = torch.randn(sum(LENGTHS), 256)
+    exact = step(build(config).double().trunk, x.double(), is_causal)
+    dtype = torch.float32 if kernel == "efficient" else torch.bfloat16
+    plain = build(config, "cuda", dtype)
+    fused = copy.deepcopy(plain)
+    fuse_trunk(fused, EngineConfig(recompute=recompute))
+    if kernel == "cudnn":
+        fused.trunk._attention._seen.update(dict.fromkeys(LENGTHS, RECURRING))
+    x = x.to("cuda", dtype)
+    found, usual = step(fused.trunk, x, is_causal), step(plain.trunk, x, is_causal)
+    for name, truth in exact.items():
+        errors = [
+            ((y[name].double().cpu() - truth).norm() / truth.norm()).item() for y in (found, usual)
+        ]
+        slack = 1e-5 if dtype == torch.float32 else 2e-3
+        assert errors[0] <= 1.5 * errors[1] + slack, (name, errors)
+
+
+@pytest.mark.gpu
+def test_a_length_that_recurs_gets_the_faster_kernel():
+    attention, like = PackedAttention(), torch.zeros(1, device="cuda", dtype=torch.bfloat16)
+    names = [attention.choose([64], like).__name__ for _ in range(RECURRING + 1)]
+    assert names == ["attend"] * RECURRING + ["attend_by_cudnn"]
+    assert attention.choose([64, 65], like).__name__ == "attend"
