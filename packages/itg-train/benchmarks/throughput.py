@@ -16,7 +16,7 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -256,6 +256,8 @@ def run_forward_backward(args: argparse.Namespace, processes: Processes) -> dict
         synchronize(processes)
         seconds.append(time.perf_counter() - started_s)
     took_s = statistics.median(seconds[args.warm_up :])
+    if args.profile:
+        profile_to(args.profile, lambda: module(batch).backward())
     count = count_step(config, StepBatch(step=0, passes=(batch,), skipped=()))
     peak = peak_flops(gpu_name())
     return {
@@ -268,6 +270,16 @@ def run_forward_backward(args: argparse.Namespace, processes: Processes) -> dict
         "peak_gib": peak_memory_gib(processes.device),
         "seed": args.seed,
     }
+
+
+def profile_to(path: Path, work: Callable[[], object]) -> None:
+    """Writes down which kernels `work` spends its time in."""
+    with torch.profiler.profile() as profile:
+        work()
+        torch.cuda.synchronize()
+    table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=40)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(table)
 
 
 def synchronize(processes: Processes) -> None:
@@ -310,6 +322,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--workers", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--profile", type=Path, help="table of kernels, of forward-backward")
     parser.add_argument("--git-sha", default=git_sha())
     return parser.parse_args()
 

@@ -158,7 +158,10 @@ def test_on_a_gpu_it_errs_no_more_than_the_obvious_trunk(config, recompute, kern
 
 @pytest.mark.gpu
 def test_a_length_that_recurs_gets_the_faster_kernel():
-    attention, like = PackedAttention(), torch.zeros(1, device="cuda", dtype=torch.bfloat16)
+    attention, like = PackedAttention(64), torch.zeros(1, device="cuda", dtype=torch.bfloat16)
     names = [attention.choose([64], like).__name__ for _ in range(RECURRING + 1)]
     assert names == ["attend"] * RECURRING + ["attend_by_cudnn"]
     assert attention.choose([64, 65], like).__name__ == "attend"
+    assert PackedAttention(20).choose([64], like)(
+        *torch.randn(3, 64, 2, 20, device="cuda")
+    ).shape == (64, 40)

@@ -27,9 +27,14 @@ _AMPERE, _HOPPER = (8, 0), (9, 0)
 
 
 class PackedAttention:
-    """Chooses attention for passes; remembers the lengths that it has seen."""
+    """Chooses attention for passes; remembers the lengths that it has seen.
 
-    def __init__(self) -> None:
+    Args:
+        head_dim: Width of a head; the packed kernels take multiples of 8.
+    """
+
+    def __init__(self, head_dim: int) -> None:
+        self.head_dim = head_dim
         self._seen: Counter[int] = Counter()
 
     def choose(self, lengths: Sequence[int], like: Tensor, *, is_causal: bool = False) -> Attend:
@@ -40,13 +45,16 @@ class PackedAttention:
             like: Has the device and type of what comes.
             is_causal: Attends only backwards.
         """
-        if like.device.type != "cuda" or torch.cuda.get_device_capability(like.device) < _AMPERE:
+        if like.device.type != "cuda" or self.head_dim % 8:
+            return _each(lengths, is_causal)
+        capability = torch.cuda.get_device_capability(like.device)
+        if capability < _AMPERE:
             return _each(lengths, is_causal)
         if like.dtype == torch.float32:
             return _efficient(lengths, like.device, is_causal)
         self._seen.update(set(lengths))
         recur = all(self._seen[length] > RECURRING for length in lengths)
-        if recur and torch.cuda.get_device_capability(like.device) >= _HOPPER:
+        if recur and capability >= _HOPPER:
             return _by_cudnn(_each(lengths, is_causal))
         return _flash(lengths, like.device, is_causal)
 
@@ -94,7 +102,7 @@ def _flash(lengths: Sequence[int], device: torch.device, is_causal: bool) -> Att
 
 
 def _efficient(lengths: Sequence[int], device: torch.device, is_causal: bool) -> Attend:
-    """The same in float32, which flash attention does not know; heads of multiples of 4."""
+    """The same in float32, which flash attention does not know."""
     ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
     longest = max(lengths)
 

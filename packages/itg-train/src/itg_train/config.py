@@ -184,8 +184,8 @@ class EngineConfig:
     """auto takes a GPU where there is one."""
 
     recompute: Literal["nothing", "elementwise", "everything"] = "nothing"
-    """What the trunk's blocks compute again in the backward pass to save memory: nothing; all but
-    matrix products and attention, at a few percent of the time; or everything, at a third."""
+    """What the trunk's blocks compute again in the backward pass to save memory: nothing; what
+    norms and activations make, at a percent of the time; or everything, at a quarter."""
 
     layers_recomputed: int = 0
     """With `recompute` elementwise, this many blocks recompute everything, for want of memory."""

@@ -53,23 +53,22 @@ class FusedTrunk(nn.Module):
 
     def __init__(self, trunk: Trunk, whole: Sequence[bool], *, forgets: bool) -> None:
         super().__init__()
-        self.config = trunk.config
+        self.config: Any = trunk.config
         self.rope_theta = trunk.rope_theta
         self.embed_tokens = trunk.embed_tokens
         self.layers = nn.ModuleList(_Block(layer, trunk.config) for layer in trunk.layers)
         self.norm = trunk.norm
         self._whole = list(whole)
         self._forgets = forgets
-        self._attention = PackedAttention()
+        self.head_dim = self.config.hidden_size // self.config.num_attention_heads
+        self._attention = PackedAttention(self.head_dim)
 
     def forward(
         self, embeds_SD: Tensor, sample_lengths: Sequence[int], is_causal: bool = False
     ) -> Tensor:
         """As `Trunk.forward`."""
-        config: Any = self.config
         lengths, device = list(sample_lengths), embeds_SD.device
-        head_dim = config.hidden_size // config.num_attention_heads
-        angles = rotary_angles(lengths, head_dim, self.rope_theta, device)
+        angles = rotary_angles(lengths, self.head_dim, self.rope_theta, device)
         turn = angles.cos(), angles.sin()
         attend = self._attention.choose(lengths, embeds_SD, is_causal=is_causal)
         hidden: Any = embeds_SD
