@@ -97,6 +97,44 @@ def test_gradient_checkpointing_recomputes_every_block(tiny_model):
     assert len(calls) == 2 * (2 + 2)
 
 
+LENGTHS = [5, 9, 5, 3, 9, 5]  # neighbours differ, so the trunk has to bring the equal ones together
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_samples_of_equal_length_get_what_they_get_alone(attention, tiny_config):
+    model = FrameGroundingModel(tiny_config, attention)
+    packed, alone = (torch.randn(sum(LENGTHS), 32).requires_grad_() for _ in range(2))
+    alone.data.copy_(packed.data)
+    together = model.trunk(packed, LENGTHS)
+    one_by_one = torch.cat([model.trunk(part, [len(part)]) for part in alone.split(LENGTHS)])
+    torch.testing.assert_close(together, one_by_one, atol=1e-4, rtol=1e-4)
+    weight = torch.randn_like(together)
+    (together * weight).sum().backward()
+    (one_by_one * weight).sum().backward()
+    torch.testing.assert_close(packed.grad, alone.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_samples_of_equal_length_share_a_call_of_attention(tiny_model, monkeypatch):
+    attend, batches = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watch(query, *args, **kwargs):
+        batches.append((len(query), query.shape[2]))
+        return attend(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    tiny_model.trunk(torch.randn(sum(LENGTHS), 32), LENGTHS)
+    assert batches == [(1, 3), (3, 5), (2, 9)] * len(tiny_model.trunk.layers)
+
+
+def test_questions_about_one_video_share_the_projector(tiny_model):
+    calls = []
+    tiny_model.projector.register_forward_pre_hook(lambda _, args: calls.append(args[0]))
+    pixels, ids = make_batch(tiny_model.config)
+    first, second = (tiny_model.encode_frames(x) for x in pixels[:2])
+    tiny_model.score_batch([first, second, first], ids)
+    assert [id(features) for features in calls] == [id(first), id(second)]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_batch_gives_what_its_samples_give_one_by_one(attention, tiny_config):
     model = FrameGroundingModel(tiny_config, attention).eval()

@@ -25,7 +25,7 @@ from transformers.models.siglip.modeling_siglip import (
     SiglipVisionEmbeddings,
 )
 
-from itg_model.packing import PACKED_NAMES
+from itg_model.packing import PACKED_NAMES, rows_by_length
 from itg_model.pixels import as_pixels
 
 
@@ -85,6 +85,20 @@ class Trunk(Qwen2PreTrainedModel):
         Returns:
             [S, D] hidden states before the final norm.
         """
+        rows = rows_by_length(sample_lengths) if self._attends_per_sample else None
+        if rows is None:
+            return self._run(embeds_SD, sample_lengths, is_causal)
+        rows = rows.to(embeds_SD.device)
+        # index_select, because the gradient of indexing sorts
+        sorted_SD = embeds_SD.index_select(0, rows)
+        hidden_SD = self._run(sorted_SD, sorted(sample_lengths), is_causal)
+        return hidden_SD.index_select(0, rows.argsort())
+
+    @property
+    def _attends_per_sample(self) -> bool:
+        return self.config._attn_implementation in PACKED_NAMES.values()
+
+    def _run(self, embeds_SD: Tensor, sample_lengths: Sequence[int], is_causal: bool) -> Tensor:
         packing = self._describe_packing(sample_lengths, embeds_SD.device)
         rotary = self._rotary(sample_lengths, embeds_SD)
         hidden = embeds_SD[None]
@@ -104,7 +118,7 @@ class Trunk(Qwen2PreTrainedModel):
         self, sample_lengths: Sequence[int], device: torch.device
     ) -> dict[str, Any]:
         """Tells the attention implementation, in its own words, where samples begin and end."""
-        if self.config._attn_implementation in PACKED_NAMES.values():
+        if self._attends_per_sample:
             return {"sample_lengths": list(sample_lengths)}
         if len(sample_lengths) == 1:
             return {}
@@ -123,7 +137,9 @@ def rotary_angles(
     bfloat16, as DeepSpeed does, would round them and blur positions in the thousands.
     """
     steps = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
-    positions = torch.cat([torch.arange(n, device=device) for n in sample_lengths])
+    lengths = torch.tensor(sample_lengths)
+    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    positions = (torch.arange(len(starts)) - starts).to(device)
     return positions.float()[:, None] / theta**steps
 
 

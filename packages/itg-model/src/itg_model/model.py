@@ -274,17 +274,27 @@ class FrameGroundingModel(nn.Module):
         Returns:
             [S, D] hidden states before the final norm, and the [F, 2] rows of every frame.
         """
+        places = [self._place(item, ids) for item, ids in zip(features, input_ids, strict=True)]
+        texts = self._embed_texts([text for _, text in places])
+        # questions about one video share its features, and what the projector makes of them
+        distinct = {id(item): item for item in features}
+        projected = {key: self.projector(item).flatten(0, 1) for key, item in distinct.items()}
         rows, lengths, spans = [], [], []
-        for item, ids in zip(features, input_ids, strict=True):
-            embeds_LD, first_row = self.embed_sample(item, ids)
+        for item, (first_row, _), text_LD in zip(features, places, texts, strict=True):
+            image_RD = projected[id(item)]
             num_frames, tokens_per_frame = item.shape[:2]
             start = sum(lengths) + first_row
             starts = start + tokens_per_frame * torch.arange(num_frames)
             spans.append(torch.stack([starts, starts + tokens_per_frame], dim=1))
-            rows.append(embeds_LD)
-            lengths.append(len(embeds_LD))
+            rows += [text_LD[:first_row], image_RD, text_LD[first_row:]]
+            lengths.append(len(image_RD) + len(text_LD))
         hidden_SD = self.trunk(torch.cat(rows), lengths)
         return hidden_SD, torch.cat(spans).to(hidden_SD.device)
+
+    def _embed_texts(self, texts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Embeds the text of many samples at once: a step has hundreds, each a few words long."""
+        ids = torch.cat(list(texts)).to(self.device)
+        return self.trunk.embed_tokens(ids).split([len(text) for text in texts])
 
     def embed_sample(self, features: Tensor, input_ids: Tensor) -> tuple[Tensor, int]:
         """Lays out one sample: text, then the video's tokens in its place, then text.
@@ -292,6 +302,13 @@ class FrameGroundingModel(nn.Module):
         Returns:
             [L, D] embeddings, and the row of the first image token.
         """
+        first_row, text = self._place(features, input_ids)
+        text_LD = self.trunk.embed_tokens(text.to(self.device))
+        image_RD = self.projector(features).flatten(0, 1)
+        return torch.cat([text_LD[:first_row], image_RD, text_LD[first_row:]]), first_row
+
+    def _place(self, features: Tensor, input_ids: Tensor) -> tuple[int, Tensor]:
+        """Where a sample's image tokens begin, and the ids of the text that fits around them."""
         if features.ndim != 3 or features.numel() == 0:
             raise ValueError(f"features must be [T, P, C] and not empty, got {features.shape}")
         if input_ids.ndim != 1:
@@ -310,8 +327,4 @@ class FrameGroundingModel(nn.Module):
                 f"tokenizer_model_max_length ({self.config.tokenizer_model_max_length}); "
                 "image tokens are never cut"
             )
-        ids = input_ids.to(self.device)
-        image_RD = self.projector(features).flatten(0, 1)
-        before = self.trunk.embed_tokens(ids[:first_row])
-        after = self.trunk.embed_tokens(ids[first_row + 1 :][:room])
-        return torch.cat([before, image_RD, after]), first_row
+        return first_row, torch.cat([input_ids[:first_row], input_ids[first_row + 1 :][:room]])

@@ -4,7 +4,8 @@ Importing this module registers, beside every implementation of transformers tha
 one that does.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,13 +26,34 @@ def _attend_per_sample(
     sample_lengths: list[int],
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Runs an attention function that knows no packing on each sample of [1, heads, S, dim].
+    """Runs an attention function that knows no packing on [1, heads, S, dim], sample by sample.
 
-    A mask of S x S would cost memory and the fast kernels; samples are few and long.
+    A mask of S x S would cost memory and the fast kernels. Neighbours of one length are a batch,
+    so that a step of many short samples does not consist of starting kernels.
     """
-    per_sample = zip(*(x.split(sample_lengths, dim=2) for x in (query, key, value)), strict=True)
-    outputs = [attend(module, q, k, v, attention_mask, **kwargs)[0] for q, k, v in per_sample]
+    outputs, first_row = [], 0
+    for length, alike in itertools.groupby(sample_lengths):
+        num_samples = len(list(alike))
+        end_row = first_row + num_samples * length
+        batch = (
+            x[0, :, first_row:end_row].unflatten(1, (num_samples, length)).transpose(0, 1)
+            for x in (query, key, value)
+        )
+        attended, _ = attend(module, *batch, attention_mask, **kwargs)
+        outputs.append(attended.flatten(0, 1)[None])
+        first_row = end_row
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
+
+
+def rows_by_length(sample_lengths: Sequence[int]) -> Tensor | None:
+    """The [S] rows of packed samples, those of one length as neighbours.
+
+    None where no order makes fewer batches than there are as the samples lie.
+    """
+    if len(list(itertools.groupby(sample_lengths))) == len(set(sample_lengths)):
+        return None
+    rows = torch.arange(sum(sample_lengths)).split(list(sample_lengths))
+    return torch.cat(sorted(rows, key=len))
 
 
 PACKED_NAMES = {name: f"itg_packed_{name}" for name in ("eager", "sdpa", "flex_attention")}
