@@ -97,6 +97,17 @@ def test_gradient_checkpointing_recomputes_every_block(tiny_model):
     assert len(calls) == 2 * (2 + 2)
 
 
+def test_text_is_embedded_once_and_a_video_projected_once_for_all_its_questions(tiny_model):
+    calls = []
+    for part in (tiny_model.projector, tiny_model.trunk.embed_tokens):
+        part.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    pixels, ids = make_batch(tiny_model.config)
+    first, second = (tiny_model.encode_frames(x) for x in pixels[:2])
+    tiny_model.score_batch([first, second, first], ids)
+    num_text = sum(len(row) - 1 for row in ids)
+    assert calls == [num_text, first[..., 0].numel() + second[..., 0].numel()]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_batch_gives_what_its_samples_give_one_by_one(attention, tiny_config):
     model = FrameGroundingModel(tiny_config, attention).eval()

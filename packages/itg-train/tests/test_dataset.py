@@ -28,6 +28,13 @@ def test_groups_hold_at_most_so_many_questions_of_one_video_and_none_is_lost(mak
     assert sorted(ids) == sorted(r.id for g in make_dataset().groups for r in g.records)
 
 
+def test_a_question_met_again_is_not_tokenized_again(make_dataset, monkeypatch):
+    dataset = make_dataset()
+    first = dataset.load(0).input_ids
+    monkeypatch.setattr(type(dataset.task.tokenizer), "encode", None)
+    assert all(map(torch.equal, dataset.load(0).input_ids, first))
+
+
 def test_the_cache_never_holds_more_than_it_may(make_dataset):
     num_bytes = make_dataset().load(0).num_bytes
     dataset = make_dataset(cache_bytes=2 * num_bytes)

@@ -35,11 +35,11 @@ def build(config, device="cpu", dtype=torch.float32):
     return model
 
 
-def step(trunk, x, is_causal=False):
+def step(trunk, x, is_causal=False, lengths=LENGTHS):
     """Outputs, and the gradients of the input and of every parameter, for the same pull."""
     trunk.zero_grad()
     x = x.detach().requires_grad_()
-    out = trunk(x, LENGTHS, is_causal=is_causal)
+    out = trunk(x, lengths, is_causal=is_causal)
     pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     out.backward(pull.to(out.device, out.dtype))
     named = {n: p.grad.clone() for n, p in trunk.named_parameters() if p.grad is not None}
@@ -59,6 +59,29 @@ def test_it_is_the_obvious_trunk_under_the_same_names(config, recompute, is_caus
     assert list(model.state_dict()) == names
     found = step(model.trunk, x, is_causal)
     assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batches"),
+    [([5, 9, 5, 3, 9, 5], [(1, 3), (3, 5), (2, 9)]), ([4, 4, 6], [(2, 4), (1, 6)])],
+    ids=["mixed", "in order"],
+)
+def test_samples_of_one_length_share_a_call_of_attention(config, monkeypatch, lengths, batches):
+    model = build(config)
+    x = torch.randn(sum(lengths), 32)
+    wanted = step(model.trunk, x, lengths=lengths)
+    fuse_trunk(model, EngineConfig())
+    attend, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watch(query, *args, **kwargs):
+        calls.append((len(query), query.shape[2]))
+        return attend(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    found = step(model.trunk, x, lengths=lengths)
+    assert calls == batches * 2
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 

@@ -60,17 +60,26 @@ class PackedAttention:
 
 
 def _each(lengths: Sequence[int], is_causal: bool) -> Attend:
-    """One sample after the other, by whatever torch takes."""
+    """Samples of one length as a batch, by whatever torch takes."""
+    rows = torch.arange(sum(lengths)).split(list(lengths))
+    order = torch.cat(sorted(rows, key=len))
+    is_sorted = bool((order.diff() > 0).all())
+    batches = [(len(list(alike)), length) for length, alike in itertools.groupby(sorted(lengths))]
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        grouped = query.shape[1] != key.shape[1]
-        parts = (x.transpose(0, 1)[None].split(lengths, dim=2) for x in (query, key, value))
-        mixed = [
-            F.scaled_dot_product_attention(*sample, is_causal=is_causal, enable_gqa=grouped)
-            for sample in zip(*parts, strict=True)
-        ]
-        rows = [x[0].transpose(0, 1).flatten(1) for x in mixed]
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        grouped, places = query.shape[1] != key.shape[1], order.to(query.device)
+        inputs = (query, key, value)
+        if not is_sorted:
+            # index_select, because the gradient of indexing sorts
+            inputs = tuple(x.index_select(0, places) for x in inputs)
+        parts = (x.split([n * length for n, length in batches]) for x in inputs)
+        mixed: list[Tensor] = []
+        for batch, of_batch in zip(batches, zip(*parts, strict=True), strict=True):
+            heads = (x.unflatten(0, batch).transpose(1, 2) for x in of_batch)
+            out = F.scaled_dot_product_attention(*heads, is_causal=is_causal, enable_gqa=grouped)
+            mixed.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
+        whole = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        return whole if is_sorted else whole.index_select(0, places.argsort())
 
     return attend
 
@@ -85,8 +94,7 @@ def _by_cudnn(attend: Attend) -> Attend:
 
 
 def _flash(lengths: Sequence[int], device: torch.device, is_causal: bool) -> Attend:
-    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
-    longest = max(lengths)
+    ends, longest = _ends(lengths, device), max(lengths)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # torch's public varlen_attn takes no fewer heads of keys than of queries yet
@@ -103,8 +111,7 @@ def _flash(lengths: Sequence[int], device: torch.device, is_causal: bool) -> Att
 
 def _efficient(lengths: Sequence[int], device: torch.device, is_causal: bool) -> Attend:
     """The same in float32, which flash attention does not know."""
-    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
-    longest = max(lengths)
+    ends, longest = _ends(lengths, device), max(lengths)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         num_sharing = query.shape[1] // key.shape[1]
@@ -118,3 +125,8 @@ def _efficient(lengths: Sequence[int], device: torch.device, is_causal: bool) ->
         return mixed[0].flatten(1)
 
     return attend
+
+
+def _ends(lengths: Sequence[int], device: torch.device) -> Tensor:
+    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    return ends.pin_memory().to(device, non_blocking=True)

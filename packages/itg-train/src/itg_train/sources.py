@@ -114,7 +114,7 @@ def _load_scripted(data: DataConfig) -> tuple[Path, list[GroundingRecord]]:
         records = load_or_write_dataset(
             root,
             data.synthetic,
-            num_workers=min(8, os.cpu_count() or 1),
+            num_workers=len(os.sched_getaffinity(0)),
             progress=lambda done, _: advance(done, ""),
         )
     return root, records
