@@ -123,6 +123,15 @@ def test_a_stream_of_nothing_but_lost_frames_is_an_error(tmp_path, plain_video, 
     assert not decode_threads()
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_chunk_may_be_asked_for_smaller_but_never_larger(ordered, truth_of):
+    path = truth_of("b-frames").path
+    with open_video(path) as reader, reader.stream(range(48), 8, ordered=ordered) as stream:
+        asked = [3, 100, None, 1]
+        chunks = [stream.take(at_most) for at_most in asked]
+    assert [len(images) for _, images, _ in chunks] == [3, 8, 8, 1]
+
+
 @pytest.mark.parametrize("kind", ["b-frames", "odd-size", "rotated-90"])
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
 def test_squashed_frames_are_pils_bicubic_to_the_bit(kind, backend, truth_of):

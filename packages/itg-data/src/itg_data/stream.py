@@ -116,8 +116,13 @@ class ChunkStream(Generic[ImageT]):
         for worker in self._workers:
             worker.start()
 
-    def take(self) -> tuple[Int64Array, list[ImageT], Int64Array] | None:
+    def take(
+        self, at_most: int | None = None
+    ) -> tuple[Int64Array, list[ImageT], Int64Array] | None:
         """Waits for a chunk: source indices, their images, and source indices of lost frames.
+
+        Args:
+            at_most: Frames in this chunk, where it shall be smaller than others; >= 1.
 
         Returns:
             The chunk; None behind the last, and once the stream is closed.
@@ -126,7 +131,7 @@ class ChunkStream(Generic[ImageT]):
             VideoError: A thread failed, or not one frame of all could be decoded.
         """
         try:
-            taken = self._exchange.take(self._chunk_size)
+            taken = self._exchange.take(min(at_most or self._chunk_size, self._chunk_size))
         except VideoError:
             self.close()
             raise

@@ -4,6 +4,7 @@ Opening a video starts its decoding, on threads of its own and with bounded memo
 opens the next video while the GPU is busy with this one has its frames when they are wanted.
 """
 
+import math
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -16,15 +17,18 @@ import torch
 from itg_data.errors import VideoError
 from itg_data.sampling import SamplingConfig, sample_source_indices
 from itg_data.stream import FrameBatch
-from itg_data.video import open_video
+from itg_data.video import VideoReader, open_video
 from torch import Tensor
 
 from itg_model.errors import CheckpointError
 from itg_model.model import FrameGroundingModel
 from itg_model.processing import squash_frames
+from itg_model.upload import GpuFrameBatch, OnFrames, UploadStream, upload_chunk
 
 if TYPE_CHECKING:
-    from itg_model.nvdec import GpuFrameBatch
+    from itg_data.video import VideoReader
+
+    from itg_model.nvdec import NvdecReader
 
 Decode = Literal["auto", "pyav", "decord", "nvdec"]
 """What decodes: one of `itg_data.video`'s backends on the CPU, or the GPU's own decoders."""
@@ -32,12 +36,8 @@ Decode = Literal["auto", "pyav", "decord", "nvdec"]
 Progress = Callable[[int, int], None]
 """Told how many of how many frames are done."""
 
-OnFrames = Callable[[FrameBatch], None]
-"""Shown the sampled frames as decoded, at their own size, chunk by chunk in time order; must not
-keep them."""
-
 MAX_CHUNK_BYTES = 256 * 1024**2
-"""Decoded frames held at once at their own size; large frames come in fewer."""
+"""Decoded frames held at once at their own size on the CPU; large frames come in fewer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,15 +107,18 @@ class SampledVideo:
             raise
 
     def _start(self, frame_chunk: int):
+        size, shape = self._image_size, (self._reader.height, self._reader.width, 3)
+        if not isinstance(self._reader, VideoReader):
+            return self._reader.stream(self.wanted, frame_chunk, size=size, ordered=False)
+        if _squashes_frames(self._device):
+            # a video decodes in many places at once, and a GPU should not wait for its start
+            chunk, ordered = upload_chunk(shape, frame_chunk), self._on_frames is not None
+            decoded = self._reader.stream(self.wanted, chunk, ordered=ordered)
+            return UploadStream(decoded, size, frame_chunk, self._device, self._on_frames)
+        # a CPU has enough to do, and gives the same bits every time where chunks are the same
         if self._on_frames is None:
-            # a video decodes in many places at once, and a GPU should not wait for its start; a CPU
-            # has enough to do, and gives the same bits every time where chunks are the same
-            ordered = self._device.type == "cpu"
-            return self._reader.stream(
-                self.wanted, frame_chunk, size=self._image_size, ordered=ordered
-            )
-        frame_bytes = self._reader.height * self._reader.width * 3
-        chunk = max(1, min(frame_chunk, MAX_CHUNK_BYTES // frame_bytes))
+            return self._reader.stream(self.wanted, frame_chunk, size=size)
+        chunk = max(1, min(frame_chunk, MAX_CHUNK_BYTES // math.prod(shape)))
         return self._reader.stream(self.wanted, chunk)
 
     def encode(
@@ -153,19 +156,17 @@ class SampledVideo:
             fps=self._reader.fps,
         )
 
-    def _chunks(self) -> "Generator[tuple[FrameBatch | GpuFrameBatch, Tensor], None, None]":
-        """Yields chunks with their frames [T, S, S, 3] uint8, on the way to the device."""
+    def _chunks(self) -> Generator[tuple[FrameBatch | GpuFrameBatch, Tensor], None, None]:
+        """Yields chunks with their frames [T, S, S, 3] uint8."""
         for batch in self._stream:
-            if not isinstance(batch, FrameBatch):
+            if isinstance(batch, GpuFrameBatch):
                 yield batch, batch.frames
                 continue
             frames = batch.frames
             if self._on_frames is not None and len(frames):
                 self._on_frames(batch)
                 frames = squash_frames(frames, self._image_size)
-            pixels = torch.from_numpy(frames)
-            # from pinned memory the copy runs beside the tower, and nobody waits for it
-            yield batch, pixels.pin_memory() if self._device.type == "cuda" else pixels
+            yield batch, torch.from_numpy(frames)
 
     def close(self) -> None:
         """Ends decoding and closes the file."""
@@ -191,7 +192,14 @@ def check_decode(decode: Decode, device: torch.device) -> None:
         raise ValueError(f"decode nvdec needs the model on an NVIDIA GPU, but it is on {device}")
 
 
-def _open(path: str | os.PathLike[str], decode: Decode, device: torch.device):
+def _squashes_frames(device: torch.device) -> bool:
+    """Whether frames go to a device at their own size."""
+    return device.type == "cuda"
+
+
+def _open(
+    path: str | os.PathLike[str], decode: Decode, device: torch.device
+) -> "VideoReader | NvdecReader":
     if decode != "nvdec":
         return open_video(path, backend=decode)
     # imported here: the decoders' library is an extra

@@ -23,7 +23,6 @@ from itg_model.errors import CheckpointError
 from itg_model.frames import (
     Decode,
     EncodedVideo,
-    OnFrames,
     Progress,
     SampledVideo,
     check_decode,
@@ -40,6 +39,7 @@ from itg_model.policies import (
     select_frames,
 )
 from itg_model.processing import encode_question, load_tokenizer
+from itg_model.upload import OnFrames
 
 __all__ = [
     "EncodedVideo",

@@ -3,7 +3,7 @@
 A second way to what `itg_data.video` gives, chosen by name: several NVDEC sessions decode the
 stretches between entry packets, fed with the file's packets, so frames are told apart by their
 presentation times just as on the CPU. Colours follow libswscale's integer arithmetic to the bit,
-and the squash is PIL's filter, pass by pass, within two grey levels.
+and the squash is PIL's filter to the bit.
 
 NVDEC says nothing of damage, so it is no replacement for the CPU: files that are odd, damaged or
 of other codecs than H.264 and HEVC with 8 bits 4:2:0 are refused, and one frame of every stream is
@@ -18,7 +18,6 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,8 +30,10 @@ from itg_data.probe import Orientation, PacketIndex, VideoProbe
 from itg_data.source import find_video_stream, read_annex_b
 from itg_data.stream import ChunkStream
 from itg_data.video import VideoReader, open_video
+from itg_kernels.frames import nv12_to_rgb, squash_frames
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from itg_model.upload import GpuFrameBatch, SideStream
 
 # An H100 and an H200 have seven decoders; sessions beyond that share them.
 DEFAULT_SESSIONS = 7
@@ -46,21 +47,8 @@ _MATRICES = {1: _BT709, 2: _BT601, 5: _BT601, 6: _BT601}
 # For what the caller need not wait for; ends with the interpreter.
 _background = ThreadPoolExecutor(1, thread_name_prefix="itg-nvdec")
 
-# Frames whose planes are widened to int32 at once.
-_CONVERT_TOGETHER = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GpuFrameBatch:
-    """A `FrameBatch` whose frames are on the GPU."""
-
-    frames: Tensor
-    """[N, H, W, 3] uint8 RGB."""
-    source_idx: npt.NDArray[np.int64]
-    time_s: npt.NDArray[np.float64]
-    missing_source_idx: npt.NDArray[np.int64]
-    source_height: int
-    source_width: int
+# Of RGB at the frames' own size, before the squash.
+_MAX_CONVERT_BYTES = 256 * 1024**2
 
 
 class NvdecReader:
@@ -134,6 +122,8 @@ class NvdecStream(ChunkStream[Tensor]):
         self._compared = _cheapest_frame(probe, wanted)
         self._expected = _background.submit(cpu.read, [self._compared]) if len(wanted) else None
         height, width = probe.height, probe.width
+        self._side = SideStream(device)
+        self._convert_together = max(1, _MAX_CONVERT_BYTES // (height * width * 3))
         self._empty = torch.empty(
             (0, *((height, width) if size is None else (size, size)), 3),
             dtype=torch.uint8,
@@ -164,12 +154,8 @@ class NvdecStream(ChunkStream[Tensor]):
         if self._compared in lost:
             self.close()
             raise VideoError(self._path, f"nvdec did not show frame {self._compared}")
-        frames = [
-            self._finish(torch.stack(surfaces[i : i + _CONVERT_TOGETHER]), self._size)
-            for i in range(0, len(surfaces), _CONVERT_TOGETHER)
-        ]
         return GpuFrameBatch(
-            frames=torch.cat([self._empty, *frames]),
+            frames=self._side.hand_over(self._convert(surfaces)),
             source_idx=source_idx,
             time_s=self.probe.times_s[source_idx],
             missing_source_idx=lost,
@@ -177,16 +163,29 @@ class NvdecStream(ChunkStream[Tensor]):
             source_width=self.probe.width,
         )
 
+    def _convert(self, surfaces: list[Tensor]) -> Tensor:
+        """NV12 planes [H * 3 / 2, W] of frames to [N, S, S, 3]; on the stream beside."""
+        groups = [
+            surfaces[i : i + self._convert_together]
+            for i in range(0, len(surfaces), self._convert_together)
+        ]
+        with self._side.queue():
+            frames = [self._finish(torch.stack(group), self._size) for group in groups]
+            if len(frames) != 1:
+                frames = [torch.cat([self._empty, *frames])]
+        # made on the sessions' streams, which would take the memory for their next frames
+        self._side.borrow(surfaces)
+        return frames[0]
+
     def _finish(self, nv12: Tensor, size: int | None) -> Tensor:
         rgb = turn(nv12_to_rgb(nv12, self._matrix), self.probe.orientation)
-        if size is not None:
-            rgb = squash_on_gpu(rgb, size)
-        return rgb.permute(0, 2, 3, 1).contiguous()
+        return (rgb if size is None else squash_frames(rgb, size)).contiguous()
 
     def _compare(self, nv12: Tensor) -> None:
         """Holds a frame against the CPU's, which tells wrong colours, fields and crops."""
         assert self._expected is not None, "submitted with the first frame"
-        shown = self._finish(nv12[None], size=None).cpu().numpy()
+        with self._side.queue():
+            shown = self._finish(nv12[None], size=None).cpu().numpy()
         if not np.array_equal(shown, self._expected.result().frames):
             self.close()
             raise VideoError(
@@ -320,48 +319,12 @@ def _cheapest_frame(probe: VideoProbe, wanted: npt.NDArray[np.int64]) -> int:
     return int(wanted[packets_before.argmin()])
 
 
-def nv12_to_rgb(nv12: Tensor, matrix: tuple[int, ...]) -> Tensor:
-    """Converts colours as libswscale does: chroma repeated, each product cut to an integer.
-
-    Args:
-        nv12: [N, H * 3 / 2, W] uint8, the rows of luma before those of interleaved chroma.
-        matrix: Offset of luma and the five coefficients in 2.13.
-
-    Returns:
-        [N, 3, H, W] uint8.
-    """
-    offset, cy, crv, cbu, cgu, cgv = matrix
-    height = nv12.shape[1] * 2 // 3
-    luma = ((nv12[:, :height].int() - offset) * 8 * cy) >> 16
-    chroma = (nv12[:, height:].int() - 128) * 8
-    u, v = chroma[..., 0::2], chroma[..., 1::2]
-    parts = torch.stack([v * crv >> 16, (u * cgu >> 16) + (v * cgv >> 16), u * cbu >> 16], 1)
-    parts = parts.repeat_interleave(2, -1).repeat_interleave(2, -2)
-    return (luma[:, None] + parts).clamp_(0, 255).to(torch.uint8)
-
-
 def turn(frames: Tensor, orientation: Orientation) -> Tensor:
-    """Turns and mirrors [N, 3, H, W] as the file asks for."""
+    """Turns and mirrors [N, H, W, 3] as the file asks for."""
     if orientation.transpose:
-        frames = frames.transpose(-1, -2)
-    flips = [d for d, flip in ((-1, orientation.flip_x), (-2, orientation.flip_y)) if flip]
+        frames = frames.transpose(1, 2)
+    flips = [d for d, flip in ((2, orientation.flip_x), (1, orientation.flip_y)) if flip]
     return frames.flip(flips) if flips else frames
-
-
-def squash_on_gpu(frames: Tensor, size: int) -> Tensor:
-    """Resizes to a square within two grey levels of PIL, which rounds after each of two passes.
-
-    Args:
-        frames: [N, 3, H, W] uint8.
-        size: Side of the square.
-
-    Returns:
-        [N, 3, size, size] uint8.
-    """
-    for shape in ((frames.shape[-2], size), (size, size)):
-        resized = interpolate(frames.float(), shape, mode="bicubic", antialias=True)
-        frames = resized.round_().clamp_(0, 255).to(torch.uint8)
-    return frames
 
 
 def _nvc() -> Any:
