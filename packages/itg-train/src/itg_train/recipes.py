@@ -70,9 +70,8 @@ def itg_tiny() -> TrainConfig:
     about places, without which it does not come to see motion.
 
     Network and data follow from what has to be seen. A frame of 48 s of video is pooled to 3 x 3,
-    so that every patch of its 6 x 6 counts (2 x 2 would read four), and one of 120 s to 2 x 2. Keys
-    have as many heads as queries because torch's fast attention wants that in float32. All frames
-    stay in memory, 8 GB, as a video is met some eight times.
+    so that every patch of its 6 x 6 counts (2 x 2 would read four), and one of 120 s to 2 x 2. All
+    frames stay in memory, 2 GB, as a video is met some eight times.
     """
     base = scripted_small()
     network = replace(
@@ -100,7 +99,7 @@ def itg_tiny() -> TrainConfig:
         data=DataConfig(
             synthetic=hardest,
             sampling=SamplingConfig(max_frames=480),
-            cache_mib=10240,
+            cache_mib=4096,
             num_workers=12,
         ),
         optim=replace(base.optim, lr=1e-3),
