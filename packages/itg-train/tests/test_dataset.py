@@ -112,7 +112,7 @@ def test_stored_features_stand_in_for_decoding(make_dataset, with_store, monkeyp
         video, StoredFeatures(features=features, time_s=np.arange(12, dtype=float))
     )
     dataset.store.finish()
-    monkeypatch.setattr("itg_train.dataset.open_video", None)
+    monkeypatch.setattr("itg_train.squares.open_video", None)
     sample = dataset.load(0)
     assert sample.has_features
     assert sample.store is None

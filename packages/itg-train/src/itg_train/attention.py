@@ -24,6 +24,8 @@ RECURRING = 3
 """Passes that held a length before it gets cuDNN's plan."""
 
 _AMPERE, _HOPPER = (8, 0), (9, 0)
+# cuDNN gives no gradients of wider heads, refuses a length of 1, and gains nothing on short ones
+_CUDNN_HEAD_DIM, _CUDNN_LENGTH = 128, 256
 
 
 class PackedAttention:
@@ -46,32 +48,35 @@ class PackedAttention:
             is_causal: Attends only backwards.
         """
         if like.device.type != "cuda" or self.head_dim % 8:
-            return _each(lengths, is_causal)
+            return _each(lengths, like.device, is_causal)
         capability = torch.cuda.get_device_capability(like.device)
         if capability < _AMPERE:
-            return _each(lengths, is_causal)
+            return _each(lengths, like.device, is_causal)
         if like.dtype == torch.float32:
             return _efficient(lengths, like.device, is_causal)
         self._seen.update(set(lengths))
         recur = all(self._seen[length] > RECURRING for length in lengths)
-        if recur and capability >= _HOPPER:
-            return _by_cudnn(_each(lengths, is_causal))
+        fits = self.head_dim <= _CUDNN_HEAD_DIM and min(lengths) >= _CUDNN_LENGTH
+        if recur and fits and capability >= _HOPPER:
+            return _by_cudnn(_each(lengths, like.device, is_causal))
         return _flash(lengths, like.device, is_causal)
 
 
-def _each(lengths: Sequence[int], is_causal: bool) -> Attend:
+def _each(lengths: Sequence[int], device: torch.device, is_causal: bool) -> Attend:
     """Samples of one length as a batch, by whatever torch takes."""
-    rows = torch.arange(sum(lengths)).split(list(lengths))
-    order = torch.cat(sorted(rows, key=len))
-    is_sorted = bool((order.diff() > 0).all())
-    batches = [(len(list(alike)), length) for length, alike in itertools.groupby(sorted(lengths))]
+    lengths, order = list(lengths), None
+    if len(set(lengths)) < len(list(itertools.groupby(lengths))):
+        rows = torch.arange(sum(lengths)).split(lengths)
+        order = torch.cat(sorted(rows, key=len)).to(device)
+        lengths = sorted(lengths)
+    batches = [(len(list(alike)), length) for length, alike in itertools.groupby(lengths)]
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        grouped, places = query.shape[1] != key.shape[1], order.to(query.device)
+        grouped = query.shape[1] != key.shape[1]
         inputs = (query, key, value)
-        if not is_sorted:
+        if order is not None:
             # index_select, because the gradient of indexing sorts
-            inputs = tuple(x.index_select(0, places) for x in inputs)
+            inputs = tuple(x.index_select(0, order) for x in inputs)
         parts = (x.split([n * length for n, length in batches]) for x in inputs)
         mixed: list[Tensor] = []
         for batch, of_batch in zip(batches, zip(*parts, strict=True), strict=True):
@@ -79,7 +84,7 @@ def _each(lengths: Sequence[int], is_causal: bool) -> Attend:
             out = F.scaled_dot_product_attention(*heads, is_causal=is_causal, enable_gqa=grouped)
             mixed.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
         whole = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-        return whole if is_sorted else whole.index_select(0, places.argsort())
+        return whole if order is None else whole.index_select(0, order.argsort())
 
     return attend
 

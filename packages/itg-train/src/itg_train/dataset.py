@@ -15,16 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from itg_data.errors import VideoError
 from itg_data.sampling import SamplingConfig, sample_source_indices
-from itg_data.video import FrameBatch, open_video
-from itg_model.processing import squash_frames
-from PIL import Image
 from torch import Tensor
 
 from itg_train.features import FeatureStore
-from itg_train.index import VideoFacts, is_image
+from itg_train.index import VideoFacts
+from itg_train.readers import ReadSquares
 from itg_train.sources import Record
+from itg_train.squares import read_squares
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +94,7 @@ class VideoDataset:
         cache_bytes: Memory for decoded frames; the videos used longest ago go first.
         questions_per_group: See `DataConfig`.
         store: Features of videos met before.
+        read_squares: Reads a file.
     """
 
     def __init__(
@@ -109,7 +108,9 @@ class VideoDataset:
         cache_bytes: int,
         questions_per_group: int = 0,
         store: FeatureStore | None = None,
+        read_squares: ReadSquares = read_squares,
     ) -> None:
+        self._read_squares = read_squares
         self.root = root
         self.task = task
         self.image_size = image_size
@@ -195,9 +196,10 @@ class VideoDataset:
         if stored is not None:
             frames, time_s = stored.features, stored.time_s
         elif video:
-            batch = self._decode(video)
-            squares = squash_frames(batch.frames, self.image_size)
-            frames, time_s = torch.from_numpy(squares), batch.time_s
+            squares = self._read_squares(self.root / video, self.sampling, self.image_size)
+            if squares.num_missing:
+                logger.warning("%s: %d frames missing", video, squares.num_missing)
+            frames, time_s = torch.from_numpy(squares.frames), squares.time_s
         else:
             frames = torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
             time_s = np.empty(0)
@@ -210,30 +212,3 @@ class VideoDataset:
             records=(),
             store=None if stored is not None else self.store,
         )
-
-    def _decode(self, video: str) -> FrameBatch:
-        if is_image(video):
-            return _read_image(self.root / video)
-        with open_video(self.root / video) as reader:
-            batch = reader.read(self._sampled(reader.num_frames, reader.fps))
-        if len(batch.missing_source_idx):
-            logger.warning("%s: %d frames missing", video, len(batch.missing_source_idx))
-        if len(batch.frames) == 0:
-            raise VideoError(video, "none of the sampled frames could be decoded")
-        return batch
-
-
-def _read_image(path: Path) -> FrameBatch:
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(str(path), str(error).splitlines()[0]) from None
-    return FrameBatch(
-        frames=pixels[None],
-        source_idx=np.zeros(1, dtype=np.int64),
-        time_s=np.zeros(1),
-        missing_source_idx=np.empty(0, dtype=np.int64),
-        source_height=pixels.shape[0],
-        source_width=pixels.shape[1],
-    )

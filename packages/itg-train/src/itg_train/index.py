@@ -19,12 +19,12 @@ from itg_data.progress import show_progress
 from itg_data.video import open_video
 from PIL import Image, UnidentifiedImageError
 
+from itg_train.squares import is_image
+
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY = 2000
 """Videos between two savings of the index: what a killed run looks at again."""
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,11 +37,6 @@ class VideoFacts:
     num_frames: int
     fps: float
     reason: str | None = None
-
-
-def is_image(path: str) -> bool:
-    """Whether a path names a still image, by its suffix."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def index_videos(

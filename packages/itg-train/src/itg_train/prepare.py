@@ -14,8 +14,10 @@ from itg_train.engine import Processes, first_does
 from itg_train.features import FeatureStore
 from itg_train.grounding import GroundingTask
 from itg_train.index import VideoFacts, index_videos
+from itg_train.readers import ReadSquares
 from itg_train.rundir import RunError
 from itg_train.sources import Record, Records, load_records
+from itg_train.squares import read_squares
 from itg_train.tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -33,8 +35,15 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
 
 
-def prepare(config: TrainConfig, processes: Processes) -> Prepared:
+def prepare(
+    config: TrainConfig, processes: Processes, read_squares: ReadSquares = read_squares
+) -> Prepared:
     """Gets the data ready; what is written or looked at, the first process does alone.
+
+    Args:
+        config: The run.
+        processes: Who trains together.
+        read_squares: Reads a file, when its turn comes.
 
     Raises:
         RunError: There is no video to learn from.
@@ -45,7 +54,7 @@ def prepare(config: TrainConfig, processes: Processes) -> Prepared:
     facts = _look(config, records)
     tokenizer = _get_tokenizer(config, records.train)
     train, heldout = (
-        _make_dataset(config, records, of_split, facts, tokenizer)
+        _make_dataset(config, records, of_split, facts, tokenizer, read_squares)
         for of_split in (records.train, records.heldout)
     )
     if processes.is_first:
@@ -99,6 +108,7 @@ def _make_dataset(
     of_split: Sequence[Record],
     facts: dict[str, VideoFacts],
     tokenizer: PreTrainedTokenizerBase,
+    read_squares: ReadSquares,
 ) -> VideoDataset:
     data = config.data
     return VideoDataset(
@@ -110,6 +120,7 @@ def _make_dataset(
         data.sampling,
         data.cache_mib * 2**20,
         data.questions_per_group,
+        read_squares=read_squares,
     )
 
 

@@ -7,6 +7,7 @@ from itg_train.config import TrainConfig
 from itg_train.loop import train
 from itg_train.metrics import check_wandb
 from itg_train.prepare import prepare
+from itg_train.readers import Readers
 from itg_train.rundir import RunDir
 from itg_train.showcase import show_results
 from itg_train.start import check_start
@@ -30,10 +31,11 @@ def run(recipe: str, config: TrainConfig) -> str:
     check_wandb(config)
     check_start(config.start)
     processes = engine.join_processes(config.engine)
+    readers = Readers(config.data.num_workers)
     try:
         run_dir = RunDir(config.run_dir)
         engine.first_does(lambda: run_dir.check(recipe, config))
-        prepared = prepare(config, processes)
+        prepared = prepare(config, processes, readers.read)
         # only now: a run that finds no data should not bar the folder to the corrected command
         engine.first_does(lambda: run_dir.claim(recipe, config))
         results = train(config, processes, prepared, run_dir)
@@ -42,5 +44,6 @@ def run(recipe: str, config: TrainConfig) -> str:
             text = show_results(recipe, config, processes, prepared, run_dir, results)
         engine.wait_for_all()
     finally:
+        readers.close()
         engine.leave_processes()
     return text

@@ -1,0 +1,59 @@
+"""A video's sampled frames, or an image, as the squares that a tower takes; without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from itg_data.errors import VideoError
+from itg_data.resize import squash
+from itg_data.sampling import SamplingConfig, sample_source_indices
+from itg_data.video import open_video
+from PIL import Image
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Squares:
+    """What was read of a file. T frames, squares of S pixels."""
+
+    frames: npt.NDArray[np.uint8]
+    """[T, S, S, 3] RGB."""
+    time_s: npt.NDArray[np.float64]
+    """[T]"""
+    num_missing: int
+    """Sampled frames that the file did not give."""
+
+
+def is_image(path: str) -> bool:
+    """Whether a path names a still image, by its suffix."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def read_squares(path: Path, sampling: SamplingConfig, size: int) -> Squares:
+    """Reads the sampled frames of a video, or an image as a video of one frame.
+
+    Raises:
+        VideoError: The file cannot be decoded.
+    """
+    if is_image(path.name):
+        image = _read_image(path)
+        return Squares(frames=squash(image, size)[None], time_s=np.zeros(1), num_missing=0)
+    with open_video(path) as reader:
+        batch = reader.read(sample_source_indices(reader.num_frames, reader.fps, sampling))
+    if len(batch.frames) == 0:
+        raise VideoError(str(path), "none of the sampled frames could be decoded")
+    return Squares(
+        frames=np.stack([squash(frame, size) for frame in batch.frames]),
+        time_s=batch.time_s,
+        num_missing=len(batch.missing_source_idx),
+    )
+
+
+def _read_image(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise VideoError(str(path), str(error).splitlines()[0]) from None

@@ -1,0 +1,72 @@
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from itg_data.errors import VideoError
+from itg_data.sampling import SamplingConfig
+from itg_train import readers
+from itg_train.readers import Readers
+from itg_train.squares import read_squares
+from PIL import Image
+
+SAMPLING = SamplingConfig(max_frames=5)
+
+
+@pytest.fixture
+def video(scripted):
+    root, records = scripted
+    return root / records[0].video
+
+
+def test_readers_give_what_is_read_in_this_process(video):
+    wanted = read_squares(video, SAMPLING, 32)
+    with Readers(2) as pool, ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: pool.read(video, SAMPLING, 32), range(6)))
+    for squares in found:
+        assert np.array_equal(squares.frames, wanted.frames)
+        assert np.array_equal(squares.time_s, wanted.time_s)
+        assert squares.num_missing == wanted.num_missing == 0
+
+
+def test_an_image_is_a_video_of_one_frame(tmp_path):
+    Image.new("RGB", (40, 20), (200, 10, 10)).save(tmp_path / "a.png")
+    with Readers(1) as pool:
+        squares = pool.read(tmp_path / "a.png", SAMPLING, 8)
+    assert squares.frames.shape == (1, 8, 8, 3)
+    assert (squares.frames == (200, 10, 10)).all()
+
+
+def test_what_cannot_be_read_is_named_and_the_reader_goes_on(video, tmp_path):
+    broken = tmp_path / os.fsdecode(b"n\xf6\n{}.mp4")
+    broken.write_bytes(b"no video")
+    with Readers(1) as pool:
+        with pytest.raises(VideoError) as error:
+            pool.read(broken, SAMPLING, 32)
+        assert error.value.path == str(broken)
+        assert len(pool.read(video, SAMPLING, 32).frames) == 5
+
+
+def test_a_file_that_kills_its_reader_costs_that_file_alone(video, monkeypatch):
+    ask = readers._ask
+
+    def die(reader, *args):
+        reader.send_signal(signal.SIGSEGV)
+        reader.wait()
+        return ask(reader, *args)
+
+    with Readers(1) as pool:
+        pool.read(video, SAMPLING, 32)
+        monkeypatch.setattr(readers, "_ask", die)
+        with pytest.raises(VideoError, match=r"its reader died with exit status -11"):
+            pool.read(video, SAMPLING, 32)
+        monkeypatch.setattr(readers, "_ask", ask)
+        assert len(pool.read(video, SAMPLING, 32).frames) == 5
+
+
+def test_closed_readers_say_so():
+    pool = Readers(1)
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.read("a.mp4", SAMPLING, 32)
