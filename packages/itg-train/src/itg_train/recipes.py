@@ -107,7 +107,7 @@ def itg_tiny() -> TrainConfig:
         groups_per_step=16,
         tokens_per_pass=131072,
         validate_every=1000,
-        save_every=1000,
+        save_every=500,
     )
 
 
