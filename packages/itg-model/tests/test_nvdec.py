@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from itg_data.errors import VideoError
 from itg_data.probe import Orientation
 from itg_data.video import open_video
 from itg_kernels.frames import nv12_to_rgb
+from itg_model import nvdec
 from itg_model.nvdec import find_matrix, open_nvdec, turn
+from itg_model.nvdec_sessions import sessions
 
 B_FRAMES = {"bf": "3", "g": "12"}
 BT709 = {**B_FRAMES, "x264-params": "colormatrix=bt709:colorprim=bt709:transfer=bt709"}
@@ -35,9 +38,10 @@ def encode(
     pix_fmt: str = "yuv420p",
     colorspace: int | None = None,
     size: tuple[int, int] = (160, 256),
+    seed: int = 0,
 ) -> Path:
     height, width = size
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     picture = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     picture = picture.repeat(16, 0).repeat(16, 1)
     with av.open(str(path), "w") as container:
@@ -104,6 +108,89 @@ def test_nvdec_squashes_as_pil_does_bit_for_bit(kind, video_of):
         frames, _ = gather(gpu.stream(range(0, 48, 5), 4, size=98))
         expected, _ = gather(cpu.stream(range(0, 48, 5), 4, size=98))
     np.testing.assert_array_equal(frames, expected)
+
+
+def read_squares(path: Path, wanted, **how) -> tuple[np.ndarray, np.ndarray]:
+    with open_nvdec(path) as gpu:
+        return gather(gpu.stream(wanted, 5, size=98, ordered=False, **how))
+
+
+def squares_of_the_cpu(path: Path, source_idx) -> np.ndarray:
+    with open_video(path) as cpu:
+        order = np.argsort(source_idx)
+        frames, _ = gather(cpu.stream(source_idx[order], 5, size=98))
+        return frames[np.argsort(order)]
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[Any]:
+    """Sessions started in a test, which finds none waiting."""
+    sessions.clear()
+    started, start = [], nvdec.start_session
+    monkeypatch.setattr(nvdec, "start_session", lambda kind: (started.append(kind), start(kind))[1])
+    return started
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_next_video_takes_the_sessions_of_the_last(kind, tmp_path, started):
+    paths = [encode(tmp_path / f"{i}.mp4", **KINDS[kind], seed=i) for i in range(3)]
+    for path in paths:
+        frames, source_idx = read_squares(path, range(48), num_workers=3)
+        np.testing.assert_array_equal(frames, squares_of_the_cpu(path, source_idx))
+    assert 1 <= len(started) <= 3
+
+
+@pytest.mark.gpu
+def test_videos_of_several_kinds_one_after_the_other_are_exact(video_of, tmp_path):
+    other = encode(tmp_path / "other.mp4", options={**B_FRAMES, "refs": "8"}, seed=5)
+    small = encode(tmp_path / "small.mp4", options=B_FRAMES, size=(96, 144), seed=6)
+    paths = [*(video_of(kind) for kind in KINDS), other, small]
+    for path in [*paths, *reversed(paths)]:
+        frames, source_idx = read_squares(path, range(48))
+        np.testing.assert_array_equal(frames, squares_of_the_cpu(path, source_idx))
+
+
+@pytest.mark.gpu
+def test_two_videos_at_once_do_not_meet(tmp_path):
+    paths = [encode(tmp_path / f"{i}.mp4", options=B_FRAMES, seed=i) for i in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            read = list(pool.map(lambda path: read_squares(path, range(48)), paths))
+            for path, (frames, source_idx) in zip(paths, read, strict=True):
+                np.testing.assert_array_equal(frames, squares_of_the_cpu(path, source_idx))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_chunks", [0, 1, 3])
+def test_a_video_closed_halfway_leaves_nothing_to_the_next(num_chunks, tmp_path, started):
+    paths = [encode(tmp_path / f"{i}.mp4", options=OPEN_GOP, seed=i) for i in range(2)]
+    for path in (paths[0], paths[1], paths[0]):
+        with open_nvdec(path) as gpu:
+            stream = gpu.stream(range(48), 3, size=98, ordered=False, num_workers=2)
+            for _ in range(num_chunks):
+                next(stream)
+            stream.close()
+        frames, source_idx = read_squares(paths[1], range(48), num_workers=2)
+        np.testing.assert_array_equal(frames, squares_of_the_cpu(paths[1], source_idx))
+    assert len(started) <= 2
+
+
+@pytest.mark.gpu
+def test_frames_wait_unharmed_while_the_gpu_is_busy(video_of):
+    path = video_of("b-frames")
+    busy = torch.ones(8192, 8192, device="cuda")
+    with open_nvdec(path) as gpu, gpu.stream(range(48), 4, size=98, ordered=False) as stream:
+        copies, source_idx = [], []
+        for batch in stream:
+            for _ in range(5):
+                busy = busy @ busy * 1e-4
+            # read by the caller's stream, which lags behind
+            copies.append(batch.frames.clone())
+            source_idx.append(batch.source_idx)
+            del batch
+    frames = torch.cat(copies).cpu().numpy()
+    np.testing.assert_array_equal(frames, squares_of_the_cpu(path, np.concatenate(source_idx)))
 
 
 @pytest.mark.gpu
