@@ -44,7 +44,7 @@ class Session:
 
     def __init__(self, decoder: Any, cuda_stream: Any) -> None:
         self.cuda_stream = cuda_stream
-        self._decoder = decoder
+        self._decoder: Any = decoder
         self._is_empty = True
         self._is_sound = True
 
@@ -122,18 +122,17 @@ class SessionPool:
         _end_behind(too_many)
 
     def clear(self) -> None:
-        """Ends the sessions that wait."""
+        """Ends the sessions that wait, and waits for it."""
         with self._lock:
-            idle, self._idle = self._idle, []
-        _end_behind(idle)
-
-    def close(self) -> None:
-        """Ends the sessions that wait, and waits for it; what is given back from now on ends."""
-        with self._lock:
-            self._closed = True
             idle, self._idle = self._idle, []
         for _, session in idle:
             session.end()
+
+    def close(self) -> None:
+        """Does the same, and ends what is given back from now on."""
+        with self._lock:
+            self._closed = True
+        self.clear()
 
 
 sessions = SessionPool(DEFAULT_SESSIONS)
