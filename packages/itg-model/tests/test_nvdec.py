@@ -218,27 +218,96 @@ def test_nvdec_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
         open_nvdec(tmp_path / "a.mp4")
 
 
+def decode_nv12(path: Path) -> np.ndarray:
+    """[N, 240, 256]: what NVDEC gives of a file of 160 x 256."""
+    with av.open(str(path)) as container:
+        planes = np.stack([frame.to_ndarray() for frame in container.decode(video=0)])
+    chroma = planes[:, 160:].reshape(-1, 2, 80, 128).transpose(0, 2, 3, 1).reshape(-1, 80, 256)
+    return np.concatenate([planes[:, :160], chroma], axis=1)
+
+
 @pytest.mark.parametrize("kind", ["b-frames", "bt709", "full-range"])
 def test_colours_are_converted_as_libswscale_does(kind, video_of):
     path = video_of(kind)
-    with av.open(str(path)) as container:
-        planes = [
-            np.concatenate(
-                [
-                    frame.to_ndarray()[:160],
-                    frame.to_ndarray()[160:]
-                    .reshape(2, 80, 128)
-                    .transpose(1, 2, 0)
-                    .reshape(80, 256),
-                ]
-            )
-            for frame in container.decode(video=0)
-        ]
     with open_video(path) as reader:
         expected = reader.read(range(48)).frames
         matrix = find_matrix(reader.probe)
-    rgb = nv12_to_rgb(torch.from_numpy(np.stack(planes)), matrix)
+    rgb = nv12_to_rgb(torch.from_numpy(decode_nv12(path)), matrix)
     np.testing.assert_array_equal(rgb.numpy(), expected)
+
+
+class CpuDecoder:
+    """In NVDEC's place, so that a stream can be tested without a GPU."""
+
+    lost: frozenset[int] = frozenset()
+    wrong: frozenset[int] = frozenset()
+
+    def __init__(self, cpu, device) -> None:
+        self.planes = decode_nv12(Path(cpu.path))
+
+    def read(self, wanted):
+        for place in wanted.tolist():
+            if place not in self.lost:
+                yield place, torch.from_numpy(self.planes[place] + (place in self.wrong))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def on_cpu(monkeypatch) -> type[CpuDecoder]:
+    class Decoder(CpuDecoder):
+        pass
+
+    monkeypatch.setattr(nvdec, "NvdecDecoder", Decoder)
+    monkeypatch.setattr(nvdec, "nvc", lambda: None)
+    return Decoder
+
+
+@pytest.mark.parametrize("size", [None, 98])
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_a_stream_converts_its_frames_in_groups(size, together, video_of, on_cpu, monkeypatch):
+    monkeypatch.setattr(nvdec, "_MAX_CONVERT_BYTES", together * 160 * 256 * 3)
+    path, wanted = video_of("bt709"), range(0, 48, 2)
+    with open_nvdec(path, "cpu") as gpu, open_video(path) as cpu:
+        frames, source_idx = gather(gpu.stream(wanted, 10, size=size))
+        expected, _ = gather(cpu.stream(wanted, 10, size=size))
+    np.testing.assert_array_equal(source_idx, wanted)
+    np.testing.assert_array_equal(frames, expected)
+
+
+def test_lost_frames_are_named_unless_one_is_to_be_compared(video_of, on_cpu):
+    with open_nvdec(video_of("b-frames"), "cpu") as gpu:
+        on_cpu.lost = frozenset([5, 7])
+        with gpu.stream(range(3, 9), 2, size=98) as stream:
+            compared = stream._compared
+            batches = list(stream)
+        assert compared not in on_cpu.lost
+        assert [len(batch.frames) for batch in batches] == [2, 1, 1]
+        assert [batch.missing_source_idx.tolist() for batch in batches] == [[], [5], [7]]
+        on_cpu.lost = frozenset([compared])
+        with pytest.raises(VideoError, match=f"nvdec did not show frame {compared}"):
+            list(gpu.stream(range(3, 9), 2))
+
+
+def test_a_stream_that_shows_other_frames_ends_what_waits_for_the_next(
+    video_of, on_cpu, monkeypatch
+):
+    cleared = []
+    monkeypatch.setattr(sessions, "clear", lambda: cleared.append(True))
+    with open_nvdec(video_of("b-frames"), "cpu") as gpu:
+        on_cpu.wrong = frozenset(range(48))
+        with pytest.raises(VideoError, match=r"nvdec shows frame \d+ differently from the CPU"):
+            list(gpu.stream(range(8), 4))
+    assert cleared
+
+
+def test_a_stream_closed_at_once_is_done_with_the_file(video_of, on_cpu):
+    with open_nvdec(video_of("b-frames"), "cpu") as gpu:
+        stream = gpu.stream(range(48), 4)
+        stream.close()
+        assert stream._expected.done()
+        assert list(stream) == []
 
 
 @pytest.mark.parametrize("transpose", [False, True])

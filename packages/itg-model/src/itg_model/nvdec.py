@@ -15,7 +15,7 @@ Needs the extra `itg-model[nvdec]`.
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -189,6 +189,13 @@ class NvdecStream(ChunkStream[Tensor]):
             shown = self._finish(nv12[None], size=None).cpu().numpy()
         if not np.array_equal(shown, self._expected.result().frames):
             self._give_up(f"nvdec shows frame {self._compared} differently from the CPU")
+
+    def close(self) -> None:
+        """Stops the threads and waits for them; iterating afterwards ends at once."""
+        super().close()
+        # read from the file that is closed next
+        if self._expected is not None and not self._expected.cancel():
+            wait([self._expected])
 
     def _give_up(self, reason: str) -> NoReturn:
         self.close()
