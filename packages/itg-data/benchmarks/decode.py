@@ -227,7 +227,7 @@ def describe(way: str) -> Row:
     """What a row says about its way."""
     parts = way.split(", ")
     resize = {"decord, 16 threads, whole frames": "none"}.get(
-        way, "torch, two passes" if parts[0] == "nvdec" else "PIL bicubic"
+        way, "PIL bicubic, on the GPU" if parts[0] == "nvdec" else "PIL bicubic"
     )
     return {
         "way": way,

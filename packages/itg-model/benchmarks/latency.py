@@ -18,14 +18,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
 from itg_data.sampling import SamplingConfig
+from itg_kernels.frames import nv12_to_rgb, squash_frames
 from itg_model import FrameGrounder, FrameGroundingConfig
 from itg_model.model import Precision
+from itg_model.nvdec_sessions import sessions
 from itg_model.questions import read_questions
+from itg_model.upload import UploadStream
 from setting import (
     QUESTION,
     literal,
@@ -52,7 +57,9 @@ class Benchmark:
     out: Path | None = None
     """Folder for the rows; nothing is written without it."""
 
-    cases: tuple[str, ...] = ("native", "fp8", "many", "cold", "nvdec", "literal", "sides")
+    cases: tuple[str, ...] = (
+        *("native", "fp8", "many", "cold", "nvdec", "literal", "sides", "frames"),
+    )
     """Groups of cases to measure."""
 
     clip: Path | None = None
@@ -197,6 +204,10 @@ def time_cold(
     assert grounder.select(video, QUESTION, sampling=sampling).num_sampled == frames
     torch.cuda.reset_peak_memory_stats()
     stages = time_stages(grounder, video, sampling)
+    if grounder.decode == "nvdec":
+        sessions.clear()
+        new = time_decoding(grounder, video, sampling)[1]
+        stages["decode alone, new sessions"] = round(new, 4)
     return measure(
         lambda: grounder.select(video, QUESTION, sampling=sampling), bench.repeats
     ), stages
@@ -204,11 +215,7 @@ def time_cold(
 
 def time_stages(grounder: FrameGrounder, video: Path, sampling: SamplingConfig) -> dict[str, float]:
     """Decoding alone, and what is left after the last frame."""
-    start = time.perf_counter()
-    with grounder.open(video, sampling) as opened, closing(opened._chunks()) as chunks:
-        for _ in chunks:
-            pass
-    torch.cuda.synchronize()
+    first, decode = time_decoding(grounder, video, sampling)
     decoded = time.perf_counter()
     encoded = grounder.encode(video, sampling)
     torch.cuda.synchronize()
@@ -216,11 +223,69 @@ def time_stages(grounder: FrameGrounder, video: Path, sampling: SamplingConfig) 
     grounder.score(encoded, QUESTION)
     scored = time.perf_counter()
     parts = {
-        "decode alone": decoded - start,
+        "first chunk": first,
+        "decode alone": decode,
         "decode and tower": done - decoded,
         "trunk": scored - done,
     }
     return {name: round(seconds, 4) for name, seconds in parts.items()}
+
+
+def time_decoding(
+    grounder: FrameGrounder, video: Path, sampling: SamplingConfig
+) -> tuple[float, float]:
+    """Seconds to the first and to the last chunk of squares on the GPU, with nothing else to do."""
+    start, times = time.perf_counter(), []
+    with grounder.open(video, sampling) as opened, closing(opened._chunks()) as chunks:
+        for _ in chunks:
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    return times[0], time.perf_counter() - start
+
+
+def measure_frames_ways(bench: Benchmark) -> Iterator[Row]:
+    """512 frames of 720p to squares: from a decoder on the CPU, from the GPU, and from NVDEC."""
+    whole = torch.randint(0, 256, (64, 720, 1280, 3), dtype=torch.uint8, device="cuda")
+    nv12 = torch.randint(0, 256, (64, 1080, 1280), dtype=torch.uint8, device="cuda")
+    matrix = (16, 9539, 14686, 17463, -1747, -4366)
+    images = list(whole[:16].cpu().numpy())
+    ways: dict[str, Callable[[], object]] = {
+        "squash": lambda: [squash_frames(whole, 384) for _ in range(8)],
+        "colours and squash": lambda: [
+            squash_frames(nv12_to_rgb(nv12, matrix), 384) for _ in range(8)
+        ],
+        "upload and squash": lambda: upload(Decoded(images, 512)),
+    }
+    for case, run in ways.items():
+        torch.cuda.reset_peak_memory_stats()
+        seconds = measure(run, bench.repeats)
+        yield make_row(case, 512, "native", seconds, frames_per_s=round(512 / seconds))
+
+
+class Decoded:
+    """A stream whose frames of 720p are there already."""
+
+    image_shape = (720, 1280, 3)
+
+    def __init__(self, images: list[Any], num_frames: int) -> None:
+        self.images, self.num_left = images, num_frames
+        self.probe = SimpleNamespace(times_s=np.zeros(num_frames), height=720, width=1280)
+
+    def take(self, at_most: int) -> tuple[Any, list[Any], Any] | None:
+        """Up to so many frames, the same ones in turn."""
+        count = min(at_most, self.num_left)
+        self.num_left -= count
+        images = [self.images[i % len(self.images)] for i in range(count)]
+        return (np.arange(count), images, np.arange(0)) if count else None
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def upload(decoded: Any) -> None:
+    """All frames of a stream to the GPU, as the tower gets them."""
+    with closing(UploadStream(decoded, 384, 64, torch.device("cuda:0"))) as chunks:
+        assert sum(len(batch.frames) for batch in chunks) == 512
 
 
 def measure_many(bench: Benchmark, decode: Any = "auto") -> Iterator[Row]:
@@ -302,6 +367,7 @@ GROUPS: dict[str, Callable[[Benchmark], Iterator[Row]]] = {
     "many": measure_many,
     "many-nvdec": lambda bench: measure_many(bench, "nvdec"),
     "sides": measure_sides,
+    "frames": measure_frames_ways,
     "small": measure_small,
 }
 
@@ -312,6 +378,7 @@ def print_table(rows: list[Row]) -> None:
     for row in rows:
         stages = " ".join(f"{name} {seconds}" for name, seconds in row["stages"].items())
         more = f" overlap {row['overlap']:.2f}" if "overlap" in row else ""
+        more += f" {row['frames_per_s']} frames/s" if "frames_per_s" in row else ""
         print(
             f"{row['case']:<32}{row['frames']:>5} {row['precision']:<7}{row['decode'] or '-':<7}"
             f"{row['seconds']:>8.3f}{row['reference_seconds'] or '-':>11}{row['peak_gib']:>7.1f}"

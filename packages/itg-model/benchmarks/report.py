@@ -29,6 +29,9 @@ MEANING = {
     "next question": "the same video again, its features kept",
     "next question, new length": "the same, the question's length never met: cuDNN makes a plan",
     "cold": "a 720p video file of two minutes to the chosen frames",
+    "squash": "frames of 720p on the GPU to squares",
+    "colours and squash": "the same from NVDEC's planes",
+    "upload and squash": "the same from the memory of the CPU's decoders",
     "30 videos x 3, a question": "files and questions in a pipeline, per question",
 }
 NO_REFERENCE = "-"

@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from itg_data.errors import VideoError
 from itg_data.probe import Orientation
 from itg_data.video import open_video
 from itg_kernels.frames import nv12_to_rgb
+from itg_model import nvdec
 from itg_model.nvdec import find_matrix, open_nvdec, turn
+from itg_model.nvdec_sessions import sessions
 
 B_FRAMES = {"bf": "3", "g": "12"}
 BT709 = {**B_FRAMES, "x264-params": "colormatrix=bt709:colorprim=bt709:transfer=bt709"}
@@ -35,9 +38,10 @@ def encode(
     pix_fmt: str = "yuv420p",
     colorspace: int | None = None,
     size: tuple[int, int] = (160, 256),
+    seed: int = 0,
 ) -> Path:
     height, width = size
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     picture = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     picture = picture.repeat(16, 0).repeat(16, 1)
     with av.open(str(path), "w") as container:
@@ -106,6 +110,89 @@ def test_nvdec_squashes_as_pil_does_bit_for_bit(kind, video_of):
     np.testing.assert_array_equal(frames, expected)
 
 
+def read_squares(path: Path, wanted, **how) -> tuple[np.ndarray, np.ndarray]:
+    with open_nvdec(path) as gpu:
+        return gather(gpu.stream(wanted, 5, size=98, ordered=False, **how))
+
+
+def squares_of_the_cpu(path: Path, source_idx) -> np.ndarray:
+    with open_video(path) as cpu:
+        order = np.argsort(source_idx)
+        frames, _ = gather(cpu.stream(source_idx[order], 5, size=98))
+        return frames[np.argsort(order)]
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[Any]:
+    """Sessions started in a test, which finds none waiting."""
+    sessions.clear()
+    started, start = [], nvdec.start_session
+    monkeypatch.setattr(nvdec, "start_session", lambda kind: (started.append(kind), start(kind))[1])
+    return started
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_next_video_takes_the_sessions_of_the_last(kind, tmp_path, started):
+    paths = [encode(tmp_path / f"{i}.mp4", **KINDS[kind], seed=i) for i in range(3)]
+    for path in paths:
+        frames, source_idx = read_squares(path, range(48), num_workers=3)
+        np.testing.assert_array_equal(frames, squares_of_the_cpu(path, source_idx))
+    assert 1 <= len(started) <= 3
+
+
+@pytest.mark.gpu
+def test_videos_of_several_kinds_one_after_the_other_are_exact(video_of, tmp_path):
+    other = encode(tmp_path / "other.mp4", options={**B_FRAMES, "refs": "8"}, seed=5)
+    small = encode(tmp_path / "small.mp4", options=B_FRAMES, size=(96, 144), seed=6)
+    paths = [*(video_of(kind) for kind in KINDS), other, small]
+    for path in [*paths, *reversed(paths)]:
+        frames, source_idx = read_squares(path, range(48))
+        np.testing.assert_array_equal(frames, squares_of_the_cpu(path, source_idx))
+
+
+@pytest.mark.gpu
+def test_two_videos_at_once_do_not_meet(tmp_path):
+    paths = [encode(tmp_path / f"{i}.mp4", options=B_FRAMES, seed=i) for i in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            read = list(pool.map(lambda path: read_squares(path, range(48)), paths))
+            for path, (frames, source_idx) in zip(paths, read, strict=True):
+                np.testing.assert_array_equal(frames, squares_of_the_cpu(path, source_idx))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_chunks", [0, 1, 3])
+def test_a_video_closed_halfway_leaves_nothing_to_the_next(num_chunks, tmp_path, started):
+    paths = [encode(tmp_path / f"{i}.mp4", options=OPEN_GOP, seed=i) for i in range(2)]
+    for path in (paths[0], paths[1], paths[0]):
+        with open_nvdec(path) as gpu:
+            stream = gpu.stream(range(48), 3, size=98, ordered=False, num_workers=2)
+            for _ in range(num_chunks):
+                next(stream)
+            stream.close()
+        frames, source_idx = read_squares(paths[1], range(48), num_workers=2)
+        np.testing.assert_array_equal(frames, squares_of_the_cpu(paths[1], source_idx))
+    assert len(started) <= 2
+
+
+@pytest.mark.gpu
+def test_frames_wait_unharmed_while_the_gpu_is_busy(video_of):
+    path = video_of("b-frames")
+    busy = torch.ones(8192, 8192, device="cuda")
+    with open_nvdec(path) as gpu, gpu.stream(range(48), 4, size=98, ordered=False) as stream:
+        copies, source_idx = [], []
+        for batch in stream:
+            for _ in range(5):
+                busy = busy @ busy * 1e-4
+            # read by the caller's stream, which lags behind
+            copies.append(batch.frames.clone())
+            source_idx.append(batch.source_idx)
+            del batch
+    frames = torch.cat(copies).cpu().numpy()
+    np.testing.assert_array_equal(frames, squares_of_the_cpu(path, np.concatenate(source_idx)))
+
+
 @pytest.mark.gpu
 def test_wrong_pixels_are_noticed(video_of, monkeypatch):
     monkeypatch.setattr(
@@ -131,27 +218,96 @@ def test_nvdec_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
         open_nvdec(tmp_path / "a.mp4")
 
 
+def decode_nv12(path: Path) -> np.ndarray:
+    """[N, 240, 256]: what NVDEC gives of a file of 160 x 256."""
+    with av.open(str(path)) as container:
+        planes = np.stack([frame.to_ndarray() for frame in container.decode(video=0)])
+    chroma = planes[:, 160:].reshape(-1, 2, 80, 128).transpose(0, 2, 3, 1).reshape(-1, 80, 256)
+    return np.concatenate([planes[:, :160], chroma], axis=1)
+
+
 @pytest.mark.parametrize("kind", ["b-frames", "bt709", "full-range"])
 def test_colours_are_converted_as_libswscale_does(kind, video_of):
     path = video_of(kind)
-    with av.open(str(path)) as container:
-        planes = [
-            np.concatenate(
-                [
-                    frame.to_ndarray()[:160],
-                    frame.to_ndarray()[160:]
-                    .reshape(2, 80, 128)
-                    .transpose(1, 2, 0)
-                    .reshape(80, 256),
-                ]
-            )
-            for frame in container.decode(video=0)
-        ]
     with open_video(path) as reader:
         expected = reader.read(range(48)).frames
         matrix = find_matrix(reader.probe)
-    rgb = nv12_to_rgb(torch.from_numpy(np.stack(planes)), matrix)
+    rgb = nv12_to_rgb(torch.from_numpy(decode_nv12(path)), matrix)
     np.testing.assert_array_equal(rgb.numpy(), expected)
+
+
+class CpuDecoder:
+    """In NVDEC's place, so that a stream can be tested without a GPU."""
+
+    lost: frozenset[int] = frozenset()
+    wrong: frozenset[int] = frozenset()
+
+    def __init__(self, cpu, device) -> None:
+        self.planes = decode_nv12(Path(cpu.path))
+
+    def read(self, wanted):
+        for place in wanted.tolist():
+            if place not in self.lost:
+                yield place, torch.from_numpy(self.planes[place] + (place in self.wrong))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def on_cpu(monkeypatch) -> type[CpuDecoder]:
+    class Decoder(CpuDecoder):
+        pass
+
+    monkeypatch.setattr(nvdec, "NvdecDecoder", Decoder)
+    monkeypatch.setattr(nvdec, "nvc", lambda: None)
+    return Decoder
+
+
+@pytest.mark.parametrize("size", [None, 98])
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_a_stream_converts_its_frames_in_groups(size, together, video_of, on_cpu, monkeypatch):
+    monkeypatch.setattr(nvdec, "_MAX_CONVERT_BYTES", together * 160 * 256 * 3)
+    path, wanted = video_of("bt709"), range(0, 48, 2)
+    with open_nvdec(path, "cpu") as gpu, open_video(path) as cpu:
+        frames, source_idx = gather(gpu.stream(wanted, 10, size=size))
+        expected, _ = gather(cpu.stream(wanted, 10, size=size))
+    np.testing.assert_array_equal(source_idx, wanted)
+    np.testing.assert_array_equal(frames, expected)
+
+
+def test_lost_frames_are_named_unless_one_is_to_be_compared(video_of, on_cpu):
+    with open_nvdec(video_of("b-frames"), "cpu") as gpu:
+        on_cpu.lost = frozenset([5, 7])
+        with gpu.stream(range(3, 9), 2, size=98) as stream:
+            compared = stream._compared
+            batches = list(stream)
+        assert compared not in on_cpu.lost
+        assert [len(batch.frames) for batch in batches] == [2, 1, 1]
+        assert [batch.missing_source_idx.tolist() for batch in batches] == [[], [5], [7]]
+        on_cpu.lost = frozenset([compared])
+        with pytest.raises(VideoError, match=f"nvdec did not show frame {compared}"):
+            list(gpu.stream(range(3, 9), 2))
+
+
+def test_a_stream_that_shows_other_frames_ends_what_waits_for_the_next(
+    video_of, on_cpu, monkeypatch
+):
+    cleared = []
+    monkeypatch.setattr(sessions, "clear", lambda: cleared.append(True))
+    with open_nvdec(video_of("b-frames"), "cpu") as gpu:
+        on_cpu.wrong = frozenset(range(48))
+        with pytest.raises(VideoError, match=r"nvdec shows frame \d+ differently from the CPU"):
+            list(gpu.stream(range(8), 4))
+    assert cleared
+
+
+def test_a_stream_closed_at_once_is_done_with_the_file(video_of, on_cpu):
+    with open_nvdec(video_of("b-frames"), "cpu") as gpu:
+        stream = gpu.stream(range(48), 4)
+        stream.close()
+        assert stream._expected.done()
+        assert list(stream) == []
 
 
 @pytest.mark.parametrize("transpose", [False, True])

@@ -12,14 +12,12 @@ compared with the CPU's. It is in this package because frames are torch tensors.
 Needs the extra `itg-model[nvdec]`.
 """
 
-import ctypes
-import importlib
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,18 +31,22 @@ from itg_data.video import VideoReader, open_video
 from itg_kernels.frames import nv12_to_rgb, squash_frames
 from torch import Tensor
 
+from itg_model.nvdec_sessions import (
+    CODECS,
+    DEFAULT_SESSIONS,
+    SessionKind,
+    nvc,
+    sessions,
+    start_session,
+)
 from itg_model.upload import GpuFrameBatch, SideStream
 
-# An H100 and an H200 have seven decoders; sessions beyond that share them.
-DEFAULT_SESSIONS = 7
-
-_CODECS = {"h264": "H264", "hevc": "HEVC"}
 _PIX_FMTS = ("yuv420p", "yuvj420p")
 # crv, cbu, cgu, cgv in 16.16, as libswscale names them; by FFmpeg's number of the matrix
 _BT601 = (104597, 132201, 25675, 53279)
 _BT709 = (117489, 138438, 13975, 34925)
 _MATRICES = {1: _BT709, 2: _BT601, 5: _BT601, 6: _BT601}
-# For what the caller need not wait for; ends with the interpreter.
+# Reads the frame to compare with while NVDEC starts; ends with the interpreter.
 _background = ThreadPoolExecutor(1, thread_name_prefix="itg-nvdec")
 
 # Of RGB at the frames' own size, before the squash.
@@ -152,8 +154,7 @@ class NvdecStream(ChunkStream[Tensor]):
         if self._compared in source_idx:
             self._compare(surfaces[source_idx.tolist().index(self._compared)])
         if self._compared in lost:
-            self.close()
-            raise VideoError(self._path, f"nvdec did not show frame {self._compared}")
+            self._give_up(f"nvdec did not show frame {self._compared}")
         return GpuFrameBatch(
             frames=self._side.hand_over(self._convert(surfaces)),
             source_idx=source_idx,
@@ -187,31 +188,45 @@ class NvdecStream(ChunkStream[Tensor]):
         with self._side.queue():
             shown = self._finish(nv12[None], size=None).cpu().numpy()
         if not np.array_equal(shown, self._expected.result().frames):
-            self.close()
-            raise VideoError(
-                self._path, f"nvdec shows frame {self._compared} differently from the CPU"
-            )
+            self._give_up(f"nvdec shows frame {self._compared} differently from the CPU")
+
+    def close(self) -> None:
+        """Stops the threads and waits for them; iterating afterwards ends at once."""
+        super().close()
+        # read from the file that is closed next
+        if self._expected is not None and not self._expected.cancel():
+            wait([self._expected])
+
+    def _give_up(self, reason: str) -> NoReturn:
+        self.close()
+        # whatever it was, no other video shall meet it
+        sessions.clear()
+        raise VideoError(self._path, reason)
 
 
 class NvdecDecoder:
-    """One NVDEC session: reads NV12 frames of one video, used by one thread."""
+    """Reads NV12 frames of one video through an NVDEC session, used by one thread."""
 
     def __init__(self, cpu: VideoReader, device: torch.device) -> None:
-        nvc = _nvc()
         index = cpu.probe.index
         assert index is not None, "refused by open_nvdec"
         self._index: PacketIndex = index
         torch.cuda.set_device(device)
-        self._cuda_stream = torch.cuda.Stream(device)
         self._container = cpu.source.open_container()
-        self._stream = find_video_stream(self._container, cpu.path)
-        self._session: Any = nvc.CreateDecoder(
-            gpuid=device.index,
-            codec=getattr(nvc.cudaVideoCodec, _CODECS[cpu.probe.codec]),
-            cudacontext=_current_context(),
-            cudastream=self._cuda_stream.cuda_stream,
-            usedevicememory=True,
-        )
+        try:
+            self._stream = find_video_stream(self._container, cpu.path)
+            context = self._stream.codec_context
+            self._kind = SessionKind(
+                device=torch.cuda.current_device(),
+                codec=cpu.probe.codec,
+                height=context.height,
+                width=context.width,
+                parameter_sets=bytes(context.extradata or b""),
+            )
+            self._session = sessions.take(self._kind) or start_session(self._kind)
+        except BaseException:
+            self._container.close()
+            raise
 
     def read(self, wanted: npt.NDArray[np.int64]) -> Iterator[tuple[int, Tensor]]:
         """Decodes frames.
@@ -226,30 +241,26 @@ class NvdecDecoder:
         for entry in np.unique(entry_of).tolist():
             missing = set(wanted[entry_of == entry].tolist())
             for packet in read_annex_b(self._container, self._stream, int(self._index.pts[entry])):
-                yield from self._decode(packet, missing)
+                yield from self._pick(self._session.decode(packet), missing)
                 if not missing:
                     break
-            # empties the session, which then takes any packet
-            yield from self._decode(None, missing)
+            yield from self._pick(self._session.flush(), missing)
 
-    def _decode(self, packet: Any, missing: set[int]) -> Iterator[tuple[int, Tensor]]:
-        data = _nvc().PacketData()
-        if packet is not None:
-            data.bsl, data.bsl_data, data.pts = packet.size, packet.buffer_ptr, packet.pts
-        for frame in self._session.Decode(data):
+    def _pick(self, frames: list[Any], missing: set[int]) -> Iterator[tuple[int, Tensor]]:
+        """Copies the missing ones among a session's frames: it writes its next over them."""
+        cuda_stream = self._session.cuda_stream
+        for frame in frames:
             place = find_frame(self._index, frame.getPTS())
             if place in missing:
                 missing.remove(place)
-                # the session writes its next frames over this one
-                with torch.cuda.stream(self._cuda_stream):
+                with torch.cuda.stream(cuda_stream):
                     planes = torch.from_dlpack(frame).clone()
-                self._cuda_stream.synchronize()
+                cuda_stream.synchronize()
                 yield place, planes
 
     def close(self) -> None:
-        """Frees the file, and the session behind the caller's back: it takes its time."""
-        session, self._session = [self._session], None
-        _background.submit(session.clear)
+        """Frees the file, and leaves the session to the next video."""
+        sessions.give_back(self._kind, self._session)
         self._container.close()
 
 
@@ -260,7 +271,7 @@ def open_nvdec(path: str | os.PathLike[str], device: torch.device | str = "cuda:
         VideoError: The file cannot be read as a video, or not exactly by NVDEC, or there is none.
     """
     try:
-        _nvc()
+        nvc()
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise VideoError(
@@ -278,7 +289,7 @@ def open_nvdec(path: str | os.PathLike[str], device: torch.device | str = "cuda:
 def _refuse_what_is_odd(cpu: VideoReader) -> None:
     probe = cpu.probe
     reason = None
-    if probe.codec not in _CODECS:
+    if probe.codec not in CODECS:
         reason = f"nvdec is not known to be exact on {probe.codec} video"
     elif probe.pix_fmt not in _PIX_FMTS:
         reason = f"nvdec is not known to be exact on {probe.pix_fmt} pixels"
@@ -325,16 +336,3 @@ def turn(frames: Tensor, orientation: Orientation) -> Tensor:
         frames = frames.transpose(1, 2)
     flips = [d for d, flip in ((2, orientation.flip_x), (1, orientation.flip_y)) if flip]
     return frames.flip(flips) if flips else frames
-
-
-def _nvc() -> Any:
-    """The untyped package itself, imported on first use: it needs the NVIDIA driver."""
-    return importlib.import_module("PyNvVideoCodec")
-
-
-def _current_context() -> int:
-    """The CUDA context that torch works in, for sessions to share."""
-    torch.cuda.current_stream().synchronize()
-    context = ctypes.c_void_p()
-    ctypes.CDLL("libcuda.so.1").cuCtxGetCurrent(ctypes.byref(context))
-    return context.value or 0
