@@ -27,7 +27,6 @@ import torch
 from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
 from itg_model.model import VIDEO_TOKEN_ID
 from itg_train import engine
-from itg_train.attention import RECURRING
 from itg_train.build import build, make_module
 from itg_train.config import EngineConfig, TrainConfig
 from itg_train.dataset import Group, VideoSample
@@ -247,8 +246,7 @@ def run_forward_backward(args: argparse.Namespace, processes: Processes) -> dict
             args.frames, config.model.vision.grid_side**2, config.model.vision.hidden_size
         )
         frames = frames.to(processes.device, torch.bfloat16)
-    # attention takes another kernel once a length has come back a few times
-    warm_up = 1 if args.new_lengths else max(args.warm_up, RECURRING + 2)
+    warm_up = args.warm_up
     seconds = []
     for turn in range(warm_up + args.steps):
         more = 10 * turn if args.new_lengths else 0

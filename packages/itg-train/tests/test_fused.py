@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 from itg_model.model import FrameGroundingModel
-from itg_train.attention import RECURRING, PackedAttention
+from itg_train.attention import LONG, RECURRING, PackedAttention
 from itg_train.config import EngineConfig, TrainableConfig
 from itg_train.fused import fuse_trunk
 from itg_train.loader import Pass
@@ -162,7 +162,7 @@ def test_on_a_gpu_it_errs_no_more_than_the_obvious_trunk(config, recompute, kern
     )
     config = dataclasses.replace(config, text=text)
     # cuDNN's are not for short samples
-    lengths = [300, 257, 300] if kernel == "cudnn" else LENGTHS
+    lengths = [300, 90, 257, 300, 8] if kernel == "cudnn" else LENGTHS
     x = torch.randn(sum(lengths), 256)
     exact = step(build(config).double().trunk, x.double(), is_causal, lengths)
     dtype = torch.float32 if kernel == "efficient" else torch.bfloat16
@@ -181,12 +181,17 @@ def test_on_a_gpu_it_errs_no_more_than_the_obvious_trunk(config, recompute, kern
         assert errors[0] <= 1.5 * errors[1] + slack, (name, errors)
 
 
+def test_samples_that_are_long_or_recur_get_a_plan_and_no_more_than_fit(monkeypatch):
+    attention = PackedAttention(64)
+    assert attention._plan([LONG, 300, LONG + 1]) == [True, False, True]
+    plans = [attention._plan([300, 2])[0] for _ in range(RECURRING)]
+    assert plans == [False] * (RECURRING - 1) + [True]
+    monkeypatch.setattr("itg_train.attention.MAX_PLANS", 4)
+    assert attention._plan([LONG + 2, LONG + 3, LONG]) == [True, False, True]
+
+
 @pytest.mark.gpu
-def test_a_length_that_recurs_gets_the_faster_kernel():
-    attention, like = PackedAttention(64), torch.zeros(1, device="cuda", dtype=torch.bfloat16)
-    names = [attention.choose([640], like).__name__ for _ in range(RECURRING + 1)]
-    assert names == ["attend"] * RECURRING + ["attend_by_cudnn"]
-    assert attention.choose([640, 650], like).__name__ == "attend"
-    assert PackedAttention(20).choose([64], like)(
-        *torch.randn(3, 64, 2, 20, device="cuda")
-    ).shape == (64, 40)
+def test_heads_that_no_packed_kernel_takes_go_the_plain_way():
+    like = torch.zeros(1, device="cuda", dtype=torch.bfloat16)
+    heads = torch.randn(3, 64, 2, 20, device="cuda")
+    assert PackedAttention(20).choose([64], like)(*heads).shape == (64, 40)

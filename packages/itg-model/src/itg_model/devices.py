@@ -1,6 +1,7 @@
 """Where a model runs and in which type, from the names that people give."""
 
 import torch
+from torch import Tensor
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -39,3 +40,10 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be auto, {', '.join(_DTYPES)}, got {dtype!r}")
     return _DTYPES[dtype]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Takes a small tensor to a device without waiting for what the device has to do first."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

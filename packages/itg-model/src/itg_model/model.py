@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from itg_model import weights
 from itg_model.blocks import Trunk, VisionTower
 from itg_model.config import FrameGroundingConfig, TowerConfig, read_config
+from itg_model.devices import to_device
 from itg_model.fast import FastTower, FastTrunk
 from itg_model.linear import check_fp8
 from itg_model.packing import packed_name
@@ -288,7 +289,7 @@ class FrameGroundingModel(nn.Module):
             rows.append(embeds_LD)
             lengths.append(len(embeds_LD))
         hidden_SD = self.trunk(torch.cat(rows), lengths)
-        return hidden_SD, torch.cat(spans).to(hidden_SD.device)
+        return hidden_SD, to_device(torch.cat(spans), hidden_SD.device)
 
     def embed_samples(
         self, features: Sequence[Tensor | None], input_ids: Sequence[Tensor]
@@ -309,7 +310,7 @@ class FrameGroundingModel(nn.Module):
             self._texts_around(item, ids) for item, ids in zip(features, input_ids, strict=True)
         ]
         parts = [part for text in texts for part in text]
-        ids = torch.cat(parts).to(self.device)
+        ids = to_device(torch.cat(parts), self.device)
         embedded = iter(self.trunk.embed_tokens(ids).split([len(part) for part in parts]))
         projected = self._project(features)
         laid_out = []

@@ -1,9 +1,9 @@
 """Attention over samples that lie end to end, each attending to itself, by the kernel that pays.
 
 On Hopper cuDNN's kernels are 1.6 times as fast as flash attention 2, but they want a plan for every
-new length, some 0.1 s with both directions, where all of a pass's attention takes 0.2 s. Lengths of
-real samples hardly recur: those go through torch's flash attention 2 in one call, which knows
-where samples end. A length that does recur gets its plan.
+new length: 0.1 s of the processor with both directions. Behind a long sample that is hidden, as
+long as nothing in a pass waits for the device; behind a short one it is not, and there torch's
+flash attention 2 takes all short samples in one call, unless their lengths have come often.
 
 Shapes: S tokens of all samples, H heads of queries, G of keys and values, d their width.
 """
@@ -14,14 +14,21 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from itg_model.devices import to_device
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """[S, H, d] queries, [S, G, d] keys and values -> [S, H * d]."""
 
+LONG = 4096
+"""Tokens of a sample whose attention pays for cuDNN's plan at once."""
+
 RECURRING = 3
-"""Passes that held a length before it gets cuDNN's plan."""
+"""Passes that held a shorter length before it gets a plan."""
+
+MAX_PLANS = 4096
+"""Lengths with a plan: each stays in the processor's memory."""
 
 _AMPERE, _HOPPER = (8, 0), (9, 0)
 # cuDNN gives no gradients of wider heads, refuses a length of 1, and gains nothing on short ones
@@ -38,6 +45,7 @@ class PackedAttention:
     def __init__(self, head_dim: int) -> None:
         self.head_dim = head_dim
         self._seen: Counter[int] = Counter()
+        self._planned: set[int] = set()
 
     def choose(self, lengths: Sequence[int], like: Tensor, *, is_causal: bool = False) -> Attend:
         """Attention for samples of these lengths.
@@ -47,19 +55,26 @@ class PackedAttention:
             like: Has the device and type of what comes.
             is_causal: Attends only backwards.
         """
-        if like.device.type != "cuda" or self.head_dim % 8:
-            return _each(lengths, like.device, is_causal)
-        capability = torch.cuda.get_device_capability(like.device)
+        device = like.device
+        if device.type != "cuda" or self.head_dim % 8:
+            return _each(lengths, device, is_causal)
+        capability = torch.cuda.get_device_capability(device)
         if capability < _AMPERE:
-            return _each(lengths, like.device, is_causal)
+            return _each(lengths, device, is_causal)
         if like.dtype == torch.float32:
-            return _efficient(lengths, like.device, is_causal)
+            return _efficient(lengths, device, is_causal)
+        if capability < _HOPPER or self.head_dim > _CUDNN_HEAD_DIM:
+            return _flash(lengths, device, is_causal)
+        return _by_cudnn_or_flash(lengths, self._plan(lengths), device, is_causal)
+
+    def _plan(self, lengths: Sequence[int]) -> list[bool]:
+        """Which samples cuDNN takes."""
         self._seen.update(set(lengths))
-        recur = all(self._seen[length] > RECURRING for length in lengths)
-        fits = self.head_dim <= _CUDNN_HEAD_DIM and min(lengths) >= _CUDNN_LENGTH
-        if recur and fits and capability >= _HOPPER:
-            return _by_cudnn(_each(lengths, like.device, is_causal))
-        return _flash(lengths, like.device, is_causal)
+        for length in lengths:
+            pays = length >= LONG or self._seen[length] > RECURRING
+            if pays and length >= _CUDNN_LENGTH and len(self._planned) < MAX_PLANS:
+                self._planned.add(length)
+        return [length in self._planned for length in lengths]
 
 
 def _each(lengths: Sequence[int], device: torch.device, is_causal: bool) -> Attend:
@@ -89,13 +104,43 @@ def _each(lengths: Sequence[int], device: torch.device, is_causal: bool) -> Atte
     return attend
 
 
-def _by_cudnn(attend: Attend) -> Attend:
-    def attend_by_cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        # by name: where it cannot run, torch says so instead of taking another
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return attend(query, key, value)
+def _by_cudnn_or_flash(
+    lengths: Sequence[int], by_cudnn: Sequence[bool], device: torch.device, is_causal: bool
+) -> Attend:
+    """The samples that are marked one by one by cuDNN, the others together."""
+    lengths = list(lengths)
+    others = [n for n, marked in zip(lengths, by_cudnn, strict=True) if not marked]
+    flash = _flash(others, device, is_causal) if others else None
+    if flash is not None and len(others) == len(lengths):
+        return flash
 
-    return attend_by_cudnn
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        samples = list(zip(*(x.split(lengths) for x in (query, key, value)), strict=True))
+        rest = [sample for sample, marked in zip(samples, by_cudnn, strict=True) if not marked]
+        mixed: list[Tensor] = []
+        if flash is not None:
+            together = flash(*(torch.cat(parts) for parts in zip(*rest, strict=True)))
+            mixed += together.split(others)
+        flashed = iter(mixed)
+        rows = [
+            _cudnn(sample, is_causal) if marked else next(flashed)
+            for sample, marked in zip(samples, by_cudnn, strict=True)
+        ]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    return attend
+
+
+def _cudnn(sample: tuple[Tensor, ...], is_causal: bool) -> Tensor:
+    """[L, H, d] and twice [L, G, d] -> [L, H * d]."""
+    grouped = sample[0].shape[1] != sample[1].shape[1]
+    query, key, value = (x.transpose(0, 1)[None] for x in sample)
+    # by name: where it cannot run, torch says so instead of taking another
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        out = F.scaled_dot_product_attention(
+            query, key, value, is_causal=is_causal, enable_gqa=grouped
+        )
+    return out[0].transpose(0, 1).flatten(1)
 
 
 def _flash(lengths: Sequence[int], device: torch.device, is_causal: bool) -> Attend:
@@ -133,5 +178,4 @@ def _efficient(lengths: Sequence[int], device: torch.device, is_causal: bool) ->
 
 
 def _ends(lengths: Sequence[int], device: torch.device) -> Tensor:
-    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-    return ends.pin_memory().to(device, non_blocking=True)
+    return to_device(torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), device)

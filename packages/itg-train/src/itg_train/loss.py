@@ -2,6 +2,7 @@
 
 import torch
 from itg_kernels import frame_score_loss
+from itg_model.devices import to_device
 from itg_model.model import DEFAULT_FRAME_CHUNK, VIDEO_TOKEN_ID, FrameGroundingModel
 from torch import Tensor, nn
 
@@ -63,8 +64,8 @@ class GroundingLoss(nn.Module):
             model.head.weight,
             model.head.bias,
             spans_F2,
-            torch.cat(labels).to(hidden_SD.device),
-            cu_samples=ends.to(hidden_SD.device),
+            to_device(torch.cat(labels), hidden_SD.device),
+            cu_samples=to_device(ends, hidden_SD.device),
             eps=model.config.text.rms_norm_eps,
         )
         # an empty pass computes something all the same: other processes wait for its gradients
