@@ -358,7 +358,8 @@ def _deepspeed_json(
     on_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
-        "overlap_comm": torch.cuda.is_available(),
+        # each bucket then makes the processor wait for the device, for nothing where one is alone
+        "overlap_comm": torch.cuda.is_available() and dist.get_world_size() > 1,
         "contiguous_gradients": True,
     }
     if config.zero_stage == 3:
