@@ -10,6 +10,7 @@ card speaks of what is shipped.
 import argparse
 import json
 import shutil
+import os
 import sys
 from pathlib import Path
 
@@ -65,17 +66,18 @@ def ship(run_dir: RunDir, into: Path) -> None:
         shutil.rmtree(into)
     weights.write_checkpoint(into, config.model, model.state_dict(), published=True)
     load_tokenizer(run_dir.checkpoint).save_pretrained(into)
-    prepared = prepare_alone(config)
-    write_card(into, recipe, config, prepared, run_dir, measure(into, config, prepared))
+    with Readers(os.cpu_count() or 1) as readers:
+        prepared = prepare_alone(config, readers)
+        write_card(into, recipe, config, prepared, run_dir, measure(into, config, prepared))
 
 
-def prepare_alone(config: TrainConfig) -> Prepared:
+def prepare_alone(config: TrainConfig, readers: Readers) -> Prepared:
     """Gets the run's data once more, as a group of one process."""
     from itg_train import engine
 
     processes = engine.join_processes(config.engine)
     try:
-        return prepare(config, processes)
+        return prepare(config, processes, readers)
     finally:
         engine.leave_processes()
 

@@ -72,7 +72,7 @@ def test_a_video_is_looked_at_once_and_again_only_when_its_file_changed(
         seen.append(video)
         return first[video]
 
-    monkeypatch.setattr("itg_train.index._look_at", look)
+    monkeypatch.setattr("itg_train.index.look_at", look)
     assert index_videos(root, videos, tmp_path / "index", 2) == first
     assert seen == []
     shutil.copy(root / videos[-1], root / videos[0])

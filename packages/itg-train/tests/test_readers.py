@@ -7,6 +7,7 @@ import pytest
 from itg_data.errors import VideoError
 from itg_data.sampling import SamplingConfig
 from itg_train import readers
+from itg_train.index import look_at
 from itg_train.readers import Readers
 from itg_train.squares import read_squares
 from PIL import Image
@@ -63,6 +64,14 @@ def test_a_file_that_kills_its_reader_costs_that_file_alone(video, monkeypatch):
             pool.read(video, SAMPLING, 32)
         monkeypatch.setattr(readers, "_ask", ask)
         assert len(pool.read(video, SAMPLING, 32).frames) == 5
+
+
+def test_readers_look_as_this_process_does(scripted, tmp_path):
+    root, records = scripted
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with Readers(1) as pool:
+        for place, video in ((root, records[0].video), (tmp_path, "broken.mp4")):
+            assert pool.look(place, video) == look_at(place, video)
 
 
 def test_closed_readers_say_so():

@@ -8,7 +8,7 @@ for a file of the same size and time of change.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,11 @@ class VideoFacts:
     reason: str | None = None
 
 
+Look = Callable[[Path, str], VideoFacts]
+
+
 def index_videos(
-    root: Path, videos: Sequence[str], cache_dir: Path, num_workers: int
+    root: Path, videos: Sequence[str], cache_dir: Path, num_workers: int, look: Look | None = None
 ) -> dict[str, VideoFacts]:
     """Looks at every video, or recalls what was found before.
 
@@ -49,6 +52,7 @@ def index_videos(
         videos: Paths, videos or images; repeats count once.
         cache_dir: Where the index is kept, one file per root.
         num_workers: Files looked at at once.
+        look: Looks at a file, perhaps in another process; `look_at` where it is None.
 
     Returns:
         Path -> facts, for every path asked for.
@@ -64,7 +68,7 @@ def index_videos(
             show_progress("looking at videos", len(fresh), unit="videos") as advance,
             ThreadPoolExecutor(num_workers) as pool,
         ):
-            found = pool.map(lambda video: _look_at(root, video), fresh)
+            found = pool.map(lambda video: _survive(look or look_at, root, video), fresh)
             for done, facts in enumerate(found, start=1):
                 known[facts.video] = facts
                 advance(done, "")
@@ -99,7 +103,24 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _look_at(root: Path, video: str) -> VideoFacts:
+def _survive(look: Look, root: Path, video: str) -> VideoFacts:
+    """A file that another process died of is one that cannot be read."""
+    try:
+        return look(root, video)
+    except VideoError as error:
+        size_bytes, modified_ns = _stamp(root / video)
+        return VideoFacts(
+            video=video,
+            size_bytes=size_bytes,
+            modified_ns=modified_ns,
+            num_frames=0,
+            fps=0.0,
+            reason=error.reason,
+        )
+
+
+def look_at(root: Path, video: str) -> VideoFacts:
+    """Looks at one file below `root`; what is wrong with it is one of its facts."""
     path = root / video
     size_bytes, modified_ns = _stamp(path)
     num_frames, fps, reason = 0, 0.0, None

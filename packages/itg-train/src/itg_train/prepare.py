@@ -14,10 +14,9 @@ from itg_train.engine import Processes, first_does
 from itg_train.features import FeatureStore
 from itg_train.grounding import GroundingTask
 from itg_train.index import VideoFacts, index_videos
-from itg_train.readers import ReadSquares
+from itg_train.readers import Readers, ReadSquares
 from itg_train.rundir import RunError
 from itg_train.sources import Record, Records, load_records
-from itg_train.squares import read_squares
 from itg_train.tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -35,26 +34,24 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
 
 
-def prepare(
-    config: TrainConfig, processes: Processes, read_squares: ReadSquares = read_squares
-) -> Prepared:
+def prepare(config: TrainConfig, processes: Processes, readers: Readers) -> Prepared:
     """Gets the data ready; what is written or looked at, the first process does alone.
 
     Args:
         config: The run.
         processes: Who trains together.
-        read_squares: Reads a file, when its turn comes.
+        readers: Look at files, and read each when its turn comes.
 
     Raises:
         RunError: There is no video to learn from.
         RecordError: A line of the records is not what it should be.
     """
-    first_does(lambda: _look(config, load_records(config.data, config.task)))
+    first_does(lambda: _look(config, load_records(config.data, config.task), readers))
     records = load_records(config.data, config.task)
-    facts = _look(config, records)
+    facts = _look(config, records, readers)
     tokenizer = _get_tokenizer(config, records.train)
     train, heldout = (
-        _make_dataset(config, records, of_split, facts, tokenizer, read_squares)
+        _make_dataset(config, records, of_split, facts, tokenizer, readers.read)
         for of_split in (records.train, records.heldout)
     )
     if processes.is_first:
@@ -74,9 +71,10 @@ def attach_store(prepared: Prepared, store: FeatureStore) -> None:
     prepared.train.store = prepared.heldout.store = store
 
 
-def _look(config: TrainConfig, records: Records) -> dict[str, VideoFacts]:
+def _look(config: TrainConfig, records: Records, readers: Readers) -> dict[str, VideoFacts]:
     videos = [record.video for record in (*records.train, *records.heldout) if record.video]
-    return index_videos(records.root, videos, config.data.cache_dir, config.data.num_workers)
+    data = config.data
+    return index_videos(records.root, videos, data.cache_dir, data.num_workers, readers.look)
 
 
 def _get_tokenizer(config: TrainConfig, records: Sequence[Record]) -> PreTrainedTokenizerBase:

@@ -12,8 +12,8 @@ and it ends when its stdin does, however the run ended.
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import LifoQueue
@@ -21,9 +21,11 @@ from types import TracebackType
 from typing import IO, Any, Self, cast
 
 import numpy as np
+import numpy.typing as npt
 from itg_data.errors import VideoError
 from itg_data.sampling import SamplingConfig
 
+from itg_train.index import VideoFacts, look_at
 from itg_train.squares import Squares, read_squares
 
 ReadSquares = Callable[[Path, SamplingConfig, int], Squares]
@@ -51,12 +53,34 @@ class Readers:
             VideoError: The file cannot be decoded, or a process died of it.
             RuntimeError: The readers are closed.
         """
+        request = {"path": str(path), "sampling": asdict(sampling), "size": size}
+        with self._reader(path) as reader:
+            answer = _ask(reader, request)
+            return Squares(
+                frames=_receive(reader, answer["shape"]),
+                time_s=np.array(answer["time_s"]),
+                num_missing=answer["num_missing"],
+            )
+
+    def look(self, root: Path, video: str) -> VideoFacts:
+        """As `look_at`; any number of threads may call it.
+
+        Raises:
+            VideoError: A process died of the file.
+            RuntimeError: The readers are closed.
+        """
+        with self._reader(root / video) as reader:
+            return VideoFacts(**_ask(reader, {"root": str(root), "video": video})["facts"])
+
+    @contextmanager
+    def _reader(self, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """A process that is at nothing else, to be asked about a file."""
         reader = self._idle.get()
         try:
             if self._closed:
                 raise RuntimeError("the readers are closed")
             reader = reader or _start()
-            return _ask(reader, path, sampling, size)
+            yield reader
         except (BrokenPipeError, EOFError):
             assert reader is not None, "nothing is asked of a reader that did not start"
             status, reader = _end(reader), None
@@ -104,11 +128,8 @@ def _streams(reader: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
     return cast(IO[bytes], reader.stdin), cast(IO[bytes], reader.stdout)
 
 
-def _ask(
-    reader: subprocess.Popen[bytes], path: Path, sampling: SamplingConfig, size: int
-) -> Squares:
+def _ask(reader: subprocess.Popen[bytes], request: dict[str, Any]) -> dict[str, Any]:
     requests, answers = _streams(reader)
-    request = {"path": str(path), "sampling": asdict(sampling), "size": size}
     requests.write(json.dumps(request).encode() + b"\n")
     requests.flush()
     line = answers.readline()
@@ -117,34 +138,37 @@ def _ask(
     answer: dict[str, Any] = json.loads(line)
     if "reason" in answer:
         raise VideoError(answer["path"], answer["reason"])
-    frames = np.empty(answer["shape"], dtype=np.uint8)
+    return answer
+
+
+def _receive(reader: subprocess.Popen[bytes], shape: list[int]) -> npt.NDArray[np.uint8]:
+    frames = np.empty(shape, dtype=np.uint8)
     # a buffered reader fills the array, or the process is gone
-    if cast(Any, answers).readinto(frames.data.cast("B")) != frames.size:
+    if cast(Any, _streams(reader)[1]).readinto(frames.data.cast("B")) != frames.size:
         raise EOFError
-    return Squares(
-        frames=frames, time_s=np.array(answer["time_s"]), num_missing=answer["num_missing"]
-    )
+    return frames
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     for line in requests:
-        request = json.loads(line)
-        frames = b""
-        try:
-            sampling = SamplingConfig(**request["sampling"])
-            squares = read_squares(Path(request["path"]), sampling, request["size"])
-        except VideoError as error:
-            answer: dict[str, Any] = {"path": error.path, "reason": error.reason}
-        else:
-            frames = np.ascontiguousarray(squares.frames).data
-            answer = {
-                "shape": squares.frames.shape,
-                "time_s": squares.time_s.tolist(),
-                "num_missing": squares.num_missing,
-            }
+        answer, frames = _answer(json.loads(line))
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.write(frames)
         answers.flush()
+
+
+def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What goes back: an object, and the bytes of frames after it."""
+    if "video" in request:
+        return {"facts": asdict(look_at(Path(request["root"]), request["video"]))}, b""
+    try:
+        sampling = SamplingConfig(**request["sampling"])
+        squares = read_squares(Path(request["path"]), sampling, request["size"])
+    except VideoError as error:
+        return {"path": error.path, "reason": error.reason}, b""
+    facts = {"time_s": squares.time_s.tolist(), "num_missing": squares.num_missing}
+    frames = np.ascontiguousarray(squares.frames).data
+    return {"shape": squares.frames.shape} | facts, frames
 
 
 if __name__ == "__main__":

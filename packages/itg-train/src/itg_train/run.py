@@ -35,7 +35,7 @@ def run(recipe: str, config: TrainConfig) -> str:
     try:
         run_dir = RunDir(config.run_dir)
         engine.first_does(lambda: run_dir.check(recipe, config))
-        prepared = prepare(config, processes, readers.read)
+        prepared = prepare(config, processes, readers)
         # only now: a run that finds no data should not bar the folder to the corrected command
         engine.first_does(lambda: run_dir.claim(recipe, config))
         results = train(config, processes, prepared, run_dir)
