@@ -9,8 +9,8 @@ card speaks of what is shipped.
 
 import argparse
 import json
-import shutil
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from itg_train.cli import parse
 from itg_train.config import TrainConfig
 from itg_train.evaluate import QuestionResult, evaluate
 from itg_train.prepare import Prepared, prepare
+from itg_train.readers import Readers
 from itg_train.recipes import to_options
 from itg_train.rundir import RunDir
 
