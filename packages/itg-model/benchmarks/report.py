@@ -75,11 +75,12 @@ def report(rows: list[Row]) -> str:
     ]
     for gpu in dict.fromkeys(row["gpu"] for row in rows):
         here = [row for row in rows if row["gpu"] == gpu]
-        runs = sorted({(row["git_sha"], row["torch"], row["cudnn"]) for row in here})
-        said = "; ".join(
-            f"commit {sha}, torch {torch}, cuDNN {cudnn}" for sha, torch, cudnn in runs
-        )
-        lines += ["", f"## {gpu}, {here[0]['cores']} cores", "", said + ".", "", *table(here)]
+        runs = sorted({(r["git_sha"], r["cores"], r["torch"], r["cudnn"]) for r in here})
+        said = [
+            f"- commit {sha} on {cores} cores, torch {torch}, cuDNN {cudnn}"
+            for sha, cores, torch, cudnn in runs
+        ]
+        lines += ["", f"## {gpu}", "", *said, "", *table(here)]
         lines += ["", "### Aims", "", *aims(here)]
     lines += ["", "## Cases", "", *(f"- **{name}**: {text}" for name, text in MEANING.items())]
     return "\n".join(lines) + "\n"
@@ -88,8 +89,9 @@ def report(rows: list[Row]) -> str:
 def table(rows: list[Row]) -> list[str]:
     """One line to each row."""
     lines = [
-        "| case | frames | precision | decode | s | stages, s | peak GiB | reference s | ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| case | frames | precision | decode | s | stages, s | peak GiB | reference s | ratio |"
+        " commit | cores |",
+        "|---" * 11 + "|",
     ]
     for row in rows:
         reference, seconds = row["reference_seconds"], row["seconds"]
@@ -105,6 +107,8 @@ def table(rows: list[Row]) -> list[str]:
             f"{row['peak_gib']:.1f}",
             reference or NO_REFERENCE,
             ratio,
+            row["git_sha"],
+            row["cores"],
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
