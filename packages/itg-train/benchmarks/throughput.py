@@ -37,6 +37,7 @@ from itg_train.fused import fuse_trunk
 from itg_train.loader import Pass, Planner, StepBatch, iterate_steps
 from itg_train.loop import make_planner
 from itg_train.measure import StepTimer, count_step, peak_memory_gib
+from itg_train.metrics import StepMetrics
 from itg_train.parameters import choose_trainable
 from itg_train.prepare import Prepared
 from itg_train.recipes import videoitg_7b
@@ -138,6 +139,7 @@ def make_config(args: argparse.Namespace) -> TrainConfig:
             zero_stage=args.zero_stage,
             recompute=args.recompute,
             layers_recomputed=args.layers_recomputed,
+            overlap_comm=not args.no_overlap_comm,
             max_group_numel=0 if tiny else args.max_group_numel,
         ),
         num_steps=args.warm_up + args.steps,
@@ -208,8 +210,12 @@ def run_steps(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     on_gpu = processes.device.type == "cuda"
     batches = iterate_steps(planner, processes.rank, 0, config.num_steps, args.workers, pin=on_gpu)
     timer = StepTimer(config, processes, trained)
-    taken = []
+    taken: list[StepMetrics] = []
     for batch in batches:
+        if args.profile and processes.is_first and batch.step == config.num_steps - 1:
+            # the last step is slower for it, and is left out
+            profile_to(args.profile, lambda batch=batch: timer.take(batch))
+            break
         taken.append(timer.take(batch))
         if processes.is_first:
             print(taken[-1], flush=True)
@@ -279,7 +285,8 @@ def profile_to(path: Path, work: Callable[[], object]) -> None:
     """Writes down which kernels `work` spends its time in."""
     with torch.profiler.profile() as profile:
         work()
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
     table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=40)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(table)
@@ -328,11 +335,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers-recomputed", type=int, default=0)
     parser.add_argument("--zero-stage", type=int, default=1)
     parser.add_argument("--max-group-numel", type=int, default=300_000_000)
+    parser.add_argument("--no-overlap-comm", action="store_true")
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--workers", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--profile", type=Path, help="table of kernels, of forward-backward")
+    parser.add_argument("--profile", type=Path, help="table of kernels, of a pass or the last step")
     parser.add_argument("--git-sha", default=git_sha())
     return parser.parse_args()
 
@@ -352,6 +360,7 @@ def main() -> None:
         **found,
         **{k: getattr(args, k) for k in ("groups_per_step", "tokens_per_pass", "recompute")},
         **{k: getattr(args, k) for k in ("layers_recomputed", "zero_stage", "shape")},
+        "overlap_comm": not args.no_overlap_comm,
         "gpu": gpu_name(),
         "torch": torch.__version__,
         "git_sha": args.git_sha,

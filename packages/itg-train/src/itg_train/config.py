@@ -190,6 +190,10 @@ class EngineConfig:
     layers_recomputed: int = 0
     """With `recompute` elementwise, this many blocks recompute everything, for want of memory."""
 
+    overlap_comm: bool = True
+    """Exchanges gradients while others are still computed, where there are several processes. On
+    a fast link it may gain nothing: DeepSpeed waits for the GPU at every bucket of them."""
+
     max_group_numel: int = 0
     """Splits optimizer groups above so many parameters: each costs a temporary copy in float32
     at every step, which 7B parameters at once don't leave one GPU room for. 0 never splits."""

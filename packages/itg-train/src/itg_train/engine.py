@@ -352,14 +352,17 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
+def _overlaps(config: EngineConfig) -> bool:
+    return config.overlap_comm and torch.cuda.is_available() and dist.get_world_size() > 1
+
+
 def _deepspeed_json(
     optim: OptimConfig, config: EngineConfig, *, load_universal: bool
 ) -> dict[str, Any]:
     on_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
-        # each bucket then makes the processor wait for the device, for nothing where one is alone
-        "overlap_comm": torch.cuda.is_available() and dist.get_world_size() > 1,
+        "overlap_comm": _overlaps(config),
         "contiguous_gradients": True,
     }
     if config.zero_stage == 3:
