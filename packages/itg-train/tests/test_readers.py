@@ -66,6 +66,36 @@ def test_a_file_that_kills_its_reader_costs_that_file_alone(video, monkeypatch):
         assert len(pool.read(video, SAMPLING, 32).frames) == 5
 
 
+def test_a_reader_that_dies_while_it_is_idle_costs_no_file(video):
+    with Readers(1) as pool:
+        pool.read(video, SAMPLING, 32)
+        reader = pool._idle.queue[0]
+        reader.kill()
+        os.waitid(os.P_PID, reader.pid, os.WEXITED | os.WNOWAIT)
+        assert len(pool.read(video, SAMPLING, 32).frames) == 5
+
+
+def test_an_answer_that_is_not_taken_is_no_other_files(tmp_path, monkeypatch):
+    for name, colour in (("a.png", (200, 10, 10)), ("b.png", (10, 200, 10))):
+        Image.new("RGB", (40, 20), colour).save(tmp_path / name)
+
+    def run_out(*_):
+        raise MemoryError
+
+    # more than a pipe holds
+    size = 512
+    receive = readers._receive
+    with Readers(1) as pool:
+        monkeypatch.setattr(readers, "_receive", run_out)
+        with pytest.raises(MemoryError):
+            pool.read(tmp_path / "a.png", SAMPLING, size)
+        monkeypatch.setattr(readers, "_receive", receive)
+        assert (pool.read(tmp_path / "b.png", SAMPLING, size).frames == (10, 200, 10)).all()
+        monkeypatch.setattr(readers, "_receive", run_out)
+        with pytest.raises(MemoryError):
+            pool.read(tmp_path / "a.png", SAMPLING, size)
+
+
 def test_readers_look_as_this_process_does(scripted, tmp_path):
     root, records = scripted
     (tmp_path / "broken.mp4").write_bytes(b"no video")

@@ -79,12 +79,26 @@ class Readers:
         try:
             if self._closed:
                 raise RuntimeError("the readers are closed")
+            if reader is not None and reader.poll() is not None:
+                # it died while it did nothing, which is no fault of this file
+                _end(reader)
+                reader = None
             reader = reader or _start()
             yield reader
         except (BrokenPipeError, EOFError):
             assert reader is not None, "nothing is asked of a reader that did not start"
             status, reader = _end(reader), None
             raise VideoError(str(path), f"its reader died with exit status {status}") from None
+        except VideoError:
+            raise
+        except BaseException:
+            # the rest of an answer may be in its pipe: the next file would get it, and a reader
+            # that waits for somebody to take it never ends
+            if reader is not None:
+                reader.kill()
+                _end(reader)
+                reader = None
+            raise
         finally:
             self._idle.put(reader)
 
