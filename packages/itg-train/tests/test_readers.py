@@ -1,5 +1,7 @@
 import os
 import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -109,3 +111,27 @@ def test_closed_readers_say_so():
     pool.close()
     with pytest.raises(RuntimeError, match="closed"):
         pool.read("a.mp4", SAMPLING, 32)
+
+
+def test_closing_sends_away_who_waits(video, monkeypatch):
+    ask, asked, goes_on = readers._ask, threading.Event(), threading.Event()
+
+    def wait(*args):
+        asked.set()
+        assert goes_on.wait(30)
+        return ask(*args)
+
+    monkeypatch.setattr(readers, "_ask", wait)
+    pool = Readers(1)
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(pool.read, video, SAMPLING, 32)
+        assert asked.wait(30)
+        second = threads.submit(pool.read, video, SAMPLING, 32)
+        time.sleep(0.2)
+        closing = threads.submit(pool.close)
+        time.sleep(0.2)
+        goes_on.set()
+        assert len(first.result().frames) == 5
+        with pytest.raises(RuntimeError, match="closed"):
+            second.result()
+        closing.result()

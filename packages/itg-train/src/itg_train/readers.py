@@ -103,9 +103,9 @@ class Readers:
             self._idle.put(reader)
 
     def close(self) -> None:
-        """Ends the processes, each as soon as it has read what it reads."""
-        readers = [self._idle.get() for _ in range(self._num_readers)]
+        """Ends the processes, each as soon as it has read what it reads; who waits is sent away."""
         self._closed = True
+        readers = [self._idle.get() for _ in range(self._num_readers)]
         for reader in readers:
             if reader is not None:
                 _end(reader)
