@@ -135,3 +135,15 @@ def test_closing_sends_away_who_waits(video, monkeypatch):
         with pytest.raises(RuntimeError, match="closed"):
             second.result()
         closing.result()
+
+
+def test_what_a_library_prints_is_no_answer(video, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "from PIL import Image\n"
+        "quiet = Image.Image.resize\n"
+        "Image.Image.resize = lambda *args: os.write(1, b'resizing\\n') and quiet(*args)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with Readers(1) as pool:
+        assert len(pool.read(video, SAMPLING, 32).frames) == 5

@@ -10,6 +10,7 @@ and it ends when its stdin does, however the run ended.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -185,9 +186,16 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     return {"shape": squares.frames.shape} | facts, frames
 
 
+def _take_stdout() -> IO[bytes]:
+    """This process's stdout, for answers alone: what a library prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
+
+
 if __name__ == "__main__":
     try:
-        _serve(sys.stdin.buffer, sys.stdout.buffer)
+        _serve(sys.stdin.buffer, _take_stdout())
     except (BrokenPipeError, KeyboardInterrupt):
         # the run is over: nobody wants an answer, and a terminal's Ctrl-C reaches readers as well
         sys.exit(1)
