@@ -147,3 +147,9 @@ def test_what_a_library_prints_is_no_answer(video, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with Readers(1) as pool:
         assert len(pool.read(video, SAMPLING, 32).frames) == 5
+
+
+def test_a_terminals_interrupt_is_not_for_readers(video):
+    with Readers(1) as pool:
+        pool.read(video, SAMPLING, 32)
+        assert os.getpgid(pool._idle.queue[0].pid) != os.getpgrp()

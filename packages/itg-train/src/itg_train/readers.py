@@ -126,7 +126,8 @@ class Readers:
 
 def _start() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "itg_train.readers"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # a group of its own: a terminal's Ctrl-C is for the run, which then ends its readers
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
 
 
 def _end(reader: subprocess.Popen[bytes]) -> int:
@@ -196,6 +197,6 @@ def _take_stdout() -> IO[bytes]:
 if __name__ == "__main__":
     try:
         _serve(sys.stdin.buffer, _take_stdout())
-    except (BrokenPipeError, KeyboardInterrupt):
-        # the run is over: nobody wants an answer, and a terminal's Ctrl-C reaches readers as well
+    except BrokenPipeError:
+        # the run is over: nobody wants an answer
         sys.exit(1)
