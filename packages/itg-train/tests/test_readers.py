@@ -153,3 +153,8 @@ def test_a_terminals_interrupt_is_not_for_readers(video):
     with Readers(1) as pool:
         pool.read(video, SAMPLING, 32)
         assert os.getpgid(pool._idle.queue[0].pid) != os.getpgrp()
+
+
+@pytest.mark.parametrize("video", ["a\0b.png", "a\0b.mp4"])
+def test_a_path_that_no_file_can_have_is_named(tmp_path, video):
+    assert look_at(tmp_path, video).reason == "embedded null byte"

@@ -17,7 +17,7 @@ from itg_data.errors import RecordError, VideoError
 from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_data.progress import show_progress
 from itg_data.video import open_video
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from itg_train.squares import is_image
 
@@ -134,7 +134,7 @@ def look_at(root: Path, video: str) -> VideoFacts:
                 num_frames, fps = reader.num_frames, reader.fps
     except VideoError as error:
         reason = error.reason
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # PIL says SyntaxError of a broken PNG
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
     return VideoFacts(
