@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -67,7 +68,7 @@ def ship(run_dir: RunDir, into: Path) -> None:
         shutil.rmtree(into)
     weights.write_checkpoint(into, config.model, model.state_dict(), published=True)
     load_tokenizer(run_dir.checkpoint).save_pretrained(into)
-    with Readers(os.cpu_count() or 1) as readers:
+    with closing(Readers(os.cpu_count() or 1)) as readers:
         prepared = prepare_alone(config, readers)
         write_card(into, recipe, config, prepared, run_dir, measure(into, config, prepared))
 

@@ -26,8 +26,10 @@ class Decoder:
 
 @pytest.fixture(autouse=True)
 def _fake_library(monkeypatch):
-    packet = lambda: SimpleNamespace(bsl=0, bsl_data=0, pts=0)  # noqa: E731
-    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", SimpleNamespace(PacketData=packet))
+    def make_data():
+        return SimpleNamespace(bsl=0, bsl_data=0, pts=0)
+
+    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", SimpleNamespace(PacketData=make_data))
     # in the test's thread, so that it sees what was ended
     monkeypatch.setattr(nvdec_sessions, "_ending", SimpleNamespace(submit=lambda end: end()))
 

@@ -3,6 +3,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def video(scripted):
 
 def test_readers_give_what_is_read_in_this_process(video):
     wanted = read_squares(video, SAMPLING, 32)
-    with Readers(2) as pool, ThreadPoolExecutor(4) as threads:
+    with closing(Readers(2)) as pool, ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: pool.read(video, SAMPLING, 32), range(6)))
     for squares in found:
         assert np.array_equal(squares.frames, wanted.frames)
@@ -35,7 +36,7 @@ def test_readers_give_what_is_read_in_this_process(video):
 
 def test_an_image_is_a_video_of_one_frame(tmp_path):
     Image.new("RGB", (40, 20), (200, 10, 10)).save(tmp_path / "a.png")
-    with Readers(1) as pool:
+    with closing(Readers(1)) as pool:
         squares = pool.read(tmp_path / "a.png", SAMPLING, 8)
     assert squares.frames.shape == (1, 8, 8, 3)
     assert (squares.frames == (200, 10, 10)).all()
@@ -44,7 +45,7 @@ def test_an_image_is_a_video_of_one_frame(tmp_path):
 def test_what_cannot_be_read_is_named_and_the_reader_goes_on(video, tmp_path):
     broken = tmp_path / os.fsdecode(b"n\xf6\n{}.mp4")
     broken.write_bytes(b"no video")
-    with Readers(1) as pool:
+    with closing(Readers(1)) as pool:
         with pytest.raises(VideoError) as error:
             pool.read(broken, SAMPLING, 32)
         assert error.value.path == str(broken)
@@ -59,7 +60,7 @@ def test_a_file_that_kills_its_reader_costs_that_file_alone(video, monkeypatch):
         reader.wait()
         return ask(reader, *args)
 
-    with Readers(1) as pool:
+    with closing(Readers(1)) as pool:
         pool.read(video, SAMPLING, 32)
         monkeypatch.setattr(readers, "_ask", die)
         with pytest.raises(VideoError, match=r"its reader died with exit status -11"):
@@ -69,7 +70,7 @@ def test_a_file_that_kills_its_reader_costs_that_file_alone(video, monkeypatch):
 
 
 def test_a_reader_that_dies_while_it_is_idle_costs_no_file(video):
-    with Readers(1) as pool:
+    with closing(Readers(1)) as pool:
         pool.read(video, SAMPLING, 32)
         reader = pool._idle.queue[0]
         reader.kill()
@@ -87,7 +88,7 @@ def test_an_answer_that_is_not_taken_is_no_other_files(tmp_path, monkeypatch):
     # more than a pipe holds
     size = 512
     receive = readers._receive
-    with Readers(1) as pool:
+    with closing(Readers(1)) as pool:
         monkeypatch.setattr(readers, "_receive", run_out)
         with pytest.raises(MemoryError):
             pool.read(tmp_path / "a.png", SAMPLING, size)
@@ -101,9 +102,16 @@ def test_an_answer_that_is_not_taken_is_no_other_files(tmp_path, monkeypatch):
 def test_readers_look_as_this_process_does(scripted, tmp_path):
     root, records = scripted
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    with Readers(1) as pool:
+    with closing(Readers(1)) as pool:
         for place, video in ((root, records[0].video), (tmp_path, "broken.mp4")):
             assert pool.look(place, video) == look_at(place, video)
+
+
+def test_a_users_module_does_not_stand_in_for_a_librarys(video, tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    with closing(Readers(1)) as pool:
+        assert len(pool.read(video, SAMPLING, 32).frames) == 5
 
 
 def test_closed_readers_say_so():
@@ -145,12 +153,12 @@ def test_what_a_library_prints_is_no_answer(video, tmp_path, monkeypatch):
         "Image.Image.resize = lambda *args: os.write(1, b'resizing\\n') and quiet(*args)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    with Readers(1) as pool:
+    with closing(Readers(1)) as pool:
         assert len(pool.read(video, SAMPLING, 32).frames) == 5
 
 
 def test_a_terminals_interrupt_is_not_for_readers(video):
-    with Readers(1) as pool:
+    with closing(Readers(1)) as pool:
         pool.read(video, SAMPLING, 32)
         assert os.getpgid(pool._idle.queue[0].pid) != os.getpgrp()
 

@@ -95,13 +95,8 @@ def rotate_rows(heads: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "
     Returns:
         [M, H, d], side by side.
     """
-    num_rows, _, head_dim = heads.shape
-    for name, table in (("cos", cos), ("sin", sin)):
-        if table.shape != (num_rows, head_dim // 2) or table.dtype != torch.float32:
-            raise ValueError(
-                f"{name} must be float32 [{num_rows}, {head_dim // 2}], got "
-                f"{table.dtype} {list(table.shape)}"
-            )
+    check_turn(heads, cos, sin)
+    head_dim = heads.shape[2]
     if resolve_backend(backend, heads.device) == "torch":
         return rows_reference.rotate_rows(heads, cos, sin).to(heads.dtype)
     if heads.stride(2) != 1 or heads.stride(1) != head_dim:
@@ -109,6 +104,21 @@ def rotate_rows(heads: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "
     out = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
     _kernels().rotate_rows(heads, cos.contiguous(), sin.contiguous(), out)
     return out
+
+
+def check_turn(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Checks that heads [M, H, d] have their angles.
+
+    Raises:
+        ValueError: A table is no float32 [M, d / 2].
+    """
+    num_rows, _, head_dim = heads.shape
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.shape != (num_rows, head_dim // 2) or table.dtype != torch.float32:
+            raise ValueError(
+                f"{name} must be float32 [{num_rows}, {head_dim // 2}], got "
+                f"{table.dtype} {list(table.shape)}"
+            )
 
 
 def _activate(x: Tensor, width: int, gated: bool, fp8: bool, backend: Backend) -> Rows:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from itg_kernels.ops import Backend, resolve_backend
+from itg_kernels.rows import check_turn
 from itg_kernels.rows_reference import rotate_rows
 
 
@@ -62,13 +63,7 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "auto"
     Raises:
         ValueError: Shapes do not fit, or `backend` cannot run here.
     """
-    num_rows, _, head_dim = heads.shape
-    for name, table in (("cos", cos), ("sin", sin)):
-        if table.shape != (num_rows, head_dim // 2) or table.dtype != torch.float32:
-            raise ValueError(
-                f"{name} must be float32 [{num_rows}, {head_dim // 2}], got "
-                f"{table.dtype} {list(table.shape)}"
-            )
+    check_turn(heads, cos, sin)
     if _runs_on_torch(heads, backend):
         return rotate_rows(heads, cos, sin).to(heads.dtype)
     return _Rotate.apply(heads, cos, sin)

@@ -3,13 +3,12 @@
 On Hopper cuDNN's kernels are 1.6 times as fast as flash attention 2, but they want a plan for every
 new length: 0.1 s of the processor with both directions. Behind a long sample that is hidden, as
 long as nothing in a pass waits for the device; behind a short one it is not, and there torch's
-flash attention 2 takes all short samples in one call, unless their lengths have come often.
+flash attention 2 takes all short samples in one call.
 
 Shapes: S tokens of all samples, H heads of queries, G of keys and values, d their width.
 """
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,21 +21,20 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """[S, H, d] queries, [S, G, d] keys and values -> [S, H * d]."""
 
 LONG = 4096
-"""Tokens of a sample whose attention pays for cuDNN's plan at once."""
-
-RECURRING = 3
-"""Passes that held a shorter length before it gets a plan."""
+"""Tokens of a sample whose attention pays for cuDNN's plan."""
 
 MAX_PLANS = 4096
 """Lengths with a plan: each stays in the processor's memory."""
 
 _AMPERE, _HOPPER = (8, 0), (9, 0)
-# cuDNN gives no gradients of wider heads, refuses a length of 1, and gains nothing on short ones
-_CUDNN_HEAD_DIM, _CUDNN_LENGTH = 128, 256
+# cuDNN gives no gradients of wider heads
+_CUDNN_HEAD_DIM = 128
 
 
 class PackedAttention:
-    """Chooses attention for passes; remembers the lengths that it has seen.
+    """Chooses attention for passes.
+
+    By length alone, so that a resumed run chooses what it would have, until `MAX_PLANS` is reached.
 
     Args:
         head_dim: Width of a head; the packed kernels take multiples of 8.
@@ -44,7 +42,6 @@ class PackedAttention:
 
     def __init__(self, head_dim: int) -> None:
         self.head_dim = head_dim
-        self._seen: Counter[int] = Counter()
         self._planned: set[int] = set()
 
     def choose(self, lengths: Sequence[int], like: Tensor, *, is_causal: bool = False) -> Attend:
@@ -69,10 +66,8 @@ class PackedAttention:
 
     def _plan(self, lengths: Sequence[int]) -> list[bool]:
         """Which samples cuDNN takes."""
-        self._seen.update(set(lengths))
         for length in lengths:
-            pays = length >= LONG or self._seen[length] > RECURRING
-            if pays and length >= _CUDNN_LENGTH and len(self._planned) < MAX_PLANS:
+            if length >= LONG and len(self._planned) < MAX_PLANS:
                 self._planned.add(length)
         return [length in self._planned for length in lengths]
 
@@ -117,11 +112,10 @@ def _by_cudnn_or_flash(
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         samples = list(zip(*(x.split(lengths) for x in (query, key, value)), strict=True))
         rest = [sample for sample, marked in zip(samples, by_cudnn, strict=True) if not marked]
-        mixed: list[Tensor] = []
+        flashed = iter(())
         if flash is not None:
             together = flash(*(torch.cat(parts) for parts in zip(*rest, strict=True)))
-            mixed += together.split(others)
-        flashed = iter(mixed)
+            flashed = iter(together.split(others))
         rows = [
             _cudnn(sample, is_causal) if marked else next(flashed)
             for sample, marked in zip(samples, by_cudnn, strict=True)

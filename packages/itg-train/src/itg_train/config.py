@@ -185,7 +185,7 @@ class EngineConfig:
 
     recompute: Literal["nothing", "elementwise", "everything"] = "nothing"
     """What the trunk's blocks compute again in the backward pass to save memory: nothing; what
-    norms and activations make, at a percent of the time; or everything, at a quarter."""
+    norms and activations make, at a percent of the time; or everything, at a third."""
 
     layers_recomputed: int = 0
     """With `recompute` elementwise, this many blocks recompute everything, for want of memory."""

@@ -149,7 +149,7 @@ class Engine:
         self.peak_lrs = [float(group["lr"]) for group in groups]
         self._latest = _read_latest(directory)
         self._reshards = bool(self._latest) and self._latest["world_size"] != dist.get_world_size()
-        fused = torch.cuda.is_available() and config.device != "cpu" and config.offload == "nothing"
+        fused = _on_gpu(config) and config.offload == "nothing"
         optimizer = torch.optim.AdamW(groups, betas=(0.9, optim.beta2), fused=fused)
         self._engine, _, _, _ = deepspeed.initialize(
             model=module,
@@ -352,8 +352,12 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
+def _on_gpu(config: EngineConfig) -> bool:
+    return torch.cuda.is_available() and config.device != "cpu"
+
+
 def _overlaps(config: EngineConfig) -> bool:
-    return config.overlap_comm and torch.cuda.is_available() and dist.get_world_size() > 1
+    return config.overlap_comm and _on_gpu(config) and dist.get_world_size() > 1
 
 
 def _deepspeed_json(

@@ -108,21 +108,14 @@ def _survive(look: Look, root: Path, video: str) -> VideoFacts:
     try:
         return look(root, video)
     except VideoError as error:
-        size_bytes, modified_ns = _stamp(root / video)
-        return VideoFacts(
-            video=video,
-            size_bytes=size_bytes,
-            modified_ns=modified_ns,
-            num_frames=0,
-            fps=0.0,
-            reason=error.reason,
-        )
+        return _note(video, _stamp(root / video), reason=error.reason)
 
 
 def look_at(root: Path, video: str) -> VideoFacts:
     """Looks at one file below `root`; what is wrong with it is one of its facts."""
     path = root / video
-    size_bytes, modified_ns = _stamp(path)
+    # before the look: a file that changes meanwhile is looked at again
+    stamp = _stamp(path)
     num_frames, fps, reason = 0, 0.0, None
     try:
         if is_image(video):
@@ -137,6 +130,17 @@ def look_at(root: Path, video: str) -> VideoFacts:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # PIL says SyntaxError of a broken PNG
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
+    return _note(video, stamp, num_frames, fps, reason)
+
+
+def _note(
+    video: str,
+    stamp: tuple[int, int],
+    num_frames: int = 0,
+    fps: float = 0.0,
+    reason: str | None = None,
+) -> VideoFacts:
+    size_bytes, modified_ns = stamp
     return VideoFacts(
         video=video,
         size_bytes=size_bytes,
