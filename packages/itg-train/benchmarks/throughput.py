@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
 from itg_model.model import VIDEO_TOKEN_ID
-from itg_train import engine
+from itg_train import attention, engine
 from itg_train.build import build, make_module
 from itg_train.config import EngineConfig, TrainConfig
 from itg_train.dataset import Group, VideoSample
@@ -361,6 +361,7 @@ def main() -> None:
         **{k: getattr(args, k) for k in ("groups_per_step", "tokens_per_pass", "recompute")},
         **{k: getattr(args, k) for k in ("layers_recomputed", "zero_stage", "shape")},
         "overlap_comm": not args.no_overlap_comm,
+        "attention": attention.preferred(),
         "gpu": gpu_name(),
         "torch": torch.__version__,
         "git_sha": args.git_sha,

@@ -154,15 +154,20 @@ def test_low_rank_updates_learn_within_it(config, make_dataset):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("kernel", ["flash", "cudnn", "efficient"])
+@pytest.mark.parametrize("kernel", ["flash", "flash 4", "cudnn", "efficient"])
 @pytest.mark.parametrize("recompute", ["nothing", "elementwise", "everything"])
-def test_on_a_gpu_it_errs_no_more_than_the_obvious_trunk(config, recompute, kernel, is_causal):
+def test_on_a_gpu_it_errs_no_more_than_the_obvious_trunk(
+    config, recompute, kernel, is_causal, monkeypatch
+):
+    if kernel == "flash 4":
+        pytest.importorskip("flash_attn.cute")
+    monkeypatch.setattr("itg_train.attention._has_flash4", lambda: kernel == "flash 4")
     text = dataclasses.replace(
         config.text, hidden_size=256, intermediate_size=512, num_key_value_heads=2
     )
     config = dataclasses.replace(config, text=text)
     # cuDNN's are not for short samples
-    lengths = [300, 90, 257, 300, 8] if kernel == "cudnn" else LENGTHS
+    lengths = [300, 90, 257, 300, 8] if kernel in ("cudnn", "flash 4") else LENGTHS
     x = torch.randn(sum(lengths), 256)
     exact = step(build(config).double().trunk, x.double(), is_causal, lengths)
     dtype = torch.float32 if kernel == "efficient" else torch.bfloat16

@@ -74,3 +74,23 @@ def test_a_video_that_cannot_be_decoded_after_all_is_named_and_skipped(
     assert gone in caplog.text
     videos = sorted(s.video for p in batch.passes for s in p.samples)
     assert videos == sorted(g.video for g in dataset.groups if g.video != gone)
+
+
+@pytest.mark.parametrize(("many_groups", "steps_read"), [(3, 2), (4, 3)])
+def test_of_large_steps_only_the_next_one_is_read_ahead(
+    make_planner, monkeypatch, many_groups, steps_read
+):
+    monkeypatch.setattr("itg_train.loader.MANY_GROUPS", many_groups)
+    planner = make_planner()
+    load, loaded = type(planner.dataset).load, []
+
+    def watch(self, place, questions):
+        loaded.append(place)
+        return load(self, place, questions)
+
+    monkeypatch.setattr(type(planner.dataset), "load", watch)
+    batches = iterate_steps(planner, 0, 0, 6, num_workers=2)
+    next(batches)
+    # waits for what is being read
+    batches.close()
+    assert len(loaded) == 3 * steps_read

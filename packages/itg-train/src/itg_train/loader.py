@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 STEPS_AHEAD = 2
 """Steps that are read while one is computed."""
+MANY_GROUPS = 32
+"""Groups of a process's step from which on one step ahead is enough, and memory is the matter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +135,8 @@ def iterate_steps(
         pin: Puts frames where a GPU fetches them fastest.
     """
     dataset = planner.dataset
+    many = planner.order.groups_per_step >= MANY_GROUPS * planner.num_processes
+    ahead = 1 if many else STEPS_AHEAD
 
     def load(item: Item) -> VideoSample | VideoError:
         try:
@@ -146,11 +150,11 @@ def iterate_steps(
         submit = _submitter(planner, rank, pool, load)
         pending = deque(
             planning.submit(submit, step)
-            for step in range(first_step, min(first_step + STEPS_AHEAD, num_steps))
+            for step in range(first_step, min(first_step + ahead, num_steps))
         )
         for step in range(first_step, num_steps):
-            if step + STEPS_AHEAD < num_steps:
-                pending.append(planning.submit(submit, step + STEPS_AHEAD))
+            if step + ahead < num_steps:
+                pending.append(planning.submit(submit, step + ahead))
             yield _gather(step, pending.popleft().result())
 
 
