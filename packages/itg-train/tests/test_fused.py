@@ -2,17 +2,20 @@
 
 import copy
 import dataclasses
+import sys
 
 import pytest
 import torch
 from itg_model.model import FrameGroundingModel
-from itg_train.attention import LONG, PackedAttention
+from itg_train import attention
+from itg_train.attention import LONG, PackedAttention, preferred
 from itg_train.config import EngineConfig, TrainableConfig
 from itg_train.fused import fuse_trunk
 from itg_train.loader import Pass
 from itg_train.loss import GroundingLoss
 from itg_train.parameters import choose_trainable
 from itg_train.recompute import Forgetting
+from itg_train.rundir import RunError
 
 LENGTHS = [5, 1, 9]
 
@@ -159,8 +162,8 @@ def test_low_rank_updates_learn_within_it(config, make_dataset):
 def test_on_a_gpu_it_errs_no_more_than_the_obvious_trunk(
     config, recompute, kernel, is_causal, monkeypatch
 ):
-    if kernel == "flash 4":
-        pytest.importorskip("flash_attn.cute")
+    if kernel == "flash 4" and preferred() != "flash-attn-4":
+        pytest.skip("flash-attn-4 is not installed")
     monkeypatch.setattr("itg_train.attention._has_flash4", lambda: kernel == "flash 4")
     text = dataclasses.replace(
         config.text, hidden_size=256, intermediate_size=512, num_key_value_heads=2
@@ -187,10 +190,10 @@ def test_on_a_gpu_it_errs_no_more_than_the_obvious_trunk(
 
 
 def test_samples_that_are_long_get_a_plan_and_no_more_than_fit(monkeypatch):
-    attention = PackedAttention(64)
-    assert attention._plan([LONG, 300, LONG + 1]) == [True, False, True]
+    packed = PackedAttention(64)
+    assert packed._plan([LONG, 300, LONG + 1]) == [True, False, True]
     monkeypatch.setattr("itg_train.attention.MAX_PLANS", 3)
-    assert attention._plan([LONG + 2, LONG + 3, LONG]) == [True, False, True]
+    assert packed._plan([LONG + 2, LONG + 3, LONG]) == [True, False, True]
 
 
 def test_what_a_length_gets_does_not_depend_on_what_came_before():
@@ -205,3 +208,10 @@ def test_heads_that_no_packed_kernel_takes_go_the_plain_way():
     like = torch.zeros(1, device="cuda", dtype=torch.bfloat16)
     heads = torch.randn(3, 64, 2, 20, device="cuda")
     assert PackedAttention(20).choose([64], like)(*heads).shape == (64, 40)
+
+
+def test_a_flash_attention_4_that_cannot_be_imported_is_said_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    with pytest.raises(RunError, match="install flash-attn-4 last") as caught:
+        attention._load_flash4()
+    assert "\n" not in str(caught.value)

@@ -11,11 +11,11 @@ Shapes: S tokens of all samples, H heads of queries, G of keys and values, d the
 """
 
 import importlib
-import importlib.util
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from itg_model.devices import to_device
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from itg_train.rundir import RunError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """[S, H, d] queries, [S, G, d] keys and values -> [S, H * d]."""
@@ -169,17 +171,25 @@ def preferred() -> str:
 
 @cache
 def _has_flash4() -> bool:
-    # flash attention 2 is a package of the same name, without this part
-    return bool(importlib.util.find_spec("flash_attn")) and bool(
-        importlib.util.find_spec("flash_attn.cute")
-    )
+    # not by its module: flash attention 2 brings an older flash_attn.cute, without what it needs
+    try:
+        version("flash-attn-4")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 @cache
 def _load_flash4() -> Any:
     # its compiler warns of what it leaves out of its own signatures
     warnings.filterwarnings("ignore", category=UserWarning, module="cutlass")
-    return importlib.import_module("flash_attn.cute").flash_attn_varlen_func
+    try:
+        return importlib.import_module("flash_attn.cute").flash_attn_varlen_func
+    except ImportError as error:
+        raise RunError(
+            f"flash-attn-4 is installed, but cannot be imported: {error}. flash-attn 2 has files "
+            "of the same names: where both are wanted, install flash-attn-4 last; or uninstall it"
+        ) from None
 
 
 def _flash4(lengths: Sequence[int], device: torch.device, is_causal: bool) -> Attend:
