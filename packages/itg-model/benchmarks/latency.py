@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ import tyro
 from itg_data.sampling import SamplingConfig
 from itg_kernels.frames import nv12_to_rgb, squash_frames
 from itg_model import FrameGrounder, FrameGroundingConfig
+from itg_model.many import FailedSelection
 from itg_model.model import Precision
 from itg_model.nvdec_sessions import sessions
 from itg_model.questions import read_questions
@@ -50,6 +52,8 @@ REFERENCE_COLD_S = {512: 18.7}
 NETWORK_CHUNK = 128
 """Frames in the tower at once where all are there; where they come, smaller chunks wait less."""
 NUM_VIDEOS, NUM_QUESTIONS = 30, 3
+NEW_LENGTHS = count(30)
+"""Tokens of questions that no case has asked yet: a plan that cuDNN made once serves ever after."""
 SMALL_PRECISIONS: tuple[tuple[Any, Precision], ...] = (
     ("float32", "native"),
     ("bfloat16", "native"),
@@ -120,11 +124,14 @@ def measure(action: Callable[[], object], repeats: int) -> float:
 
 
 def make_row(case: str, frames: int, precision: str, seconds: float, **more: Any) -> Row:
-    """A row with the fields that every row has; None where a field says nothing."""
+    """A row with the fields that every row has; None where a field says nothing.
+
+    Whoever times something resets the peak of memory before; where `seconds` is 0, nothing is.
+    """
     usual = {"decode": None, "stages": {}, "reference_seconds": None}
     row = {"case": case, "frames": frames, "precision": precision, "seconds": round(seconds, 4)}
-    peak_gib = torch.cuda.max_memory_allocated() / 2**30
-    return row | usual | {"peak_gib": round(peak_gib, 2)} | more
+    peak_gib = round(torch.cuda.max_memory_allocated() / 2**30, 2) if seconds else None
+    return row | usual | {"peak_gib": peak_gib} | more
 
 
 def measure_literal(bench: Benchmark) -> Iterator[Row]:
@@ -156,19 +163,20 @@ def measure_frames(
     model, pixels, ids = grounder.model, make_frames(frames, 384), question_ids()
     side = model.pooled_side(frames)
     encode = lambda: model.encode_frames(pixels, side, NETWORK_CHUNK)  # noqa: E731
-    torch.cuda.reset_peak_memory_stats()
     tower = measure(encode, bench.repeats)
     features = encode()
+    torch.cuda.reset_peak_memory_stats()
     trunk = measure(lambda: model.score(features, ids).cpu(), bench.repeats)
-    seconds = measure(lambda: model.score(encode(), ids).cpu(), bench.repeats)
-    reference = REFERENCE_NETWORK_S.get(frames)
-    stages = {"tower": round(tower, 4), "trunk": round(trunk, 4)}
-    common = {"stages": stages, "reference_seconds": reference}
-    yield make_row("network", frames, precision, seconds, **common)
     cold = REFERENCE_COLD_S.get(frames)
     yield make_row("next question", frames, precision, trunk, reference_seconds=cold)
+    torch.cuda.reset_peak_memory_stats()
+    seconds = measure(lambda: model.score(encode(), ids).cpu(), bench.repeats)
+    stages = {"tower": round(tower, 4), "trunk": round(trunk, 4)}
+    common = {"stages": stages, "reference_seconds": REFERENCE_NETWORK_S.get(frames)}
+    yield make_row("network", frames, precision, seconds, **common)
+    torch.cuda.reset_peak_memory_stats()
     fresh = []
-    for length in (40, 45, 50):
+    for length in islice(NEW_LENGTHS, 3):
         start = time.perf_counter()
         model.score(features, question_ids(length)).cpu()
         fresh.append(time.perf_counter() - start)
@@ -194,30 +202,39 @@ def measure_cold(bench: Benchmark, decode: Any = "auto") -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as folder:
             video = make_video(Path(folder), bench.clip)
             for frames in (512, 64):
-                seconds, stages = time_cold(bench, grounder, video, frames)
-                reference = REFERENCE_COLD_S.get(frames)
-                common = {"decode": decode, "stages": stages, "reference_seconds": reference}
-                yield make_row("cold", frames, precision, seconds, **common)
+                yield time_cold(bench, grounder, video, frames, precision)
+                if decode == "nvdec":
+                    yield time_cold(bench, grounder, video, frames, precision, new_sessions=True)
         del grounder
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def time_cold(
-    bench: Benchmark, grounder: FrameGrounder, video: Path, frames: int
-) -> tuple[float, dict[str, float]]:
-    """Seconds and stages of so many frames of the video."""
+    bench: Benchmark,
+    grounder: FrameGrounder,
+    video: Path,
+    frames: int,
+    precision: Precision,
+    *,
+    new_sessions: bool = False,
+) -> Row:
+    """A file to so many frames; with NVDEC by the last video's sessions, or as a process begins."""
     sampling = SamplingConfig(rate_hz=frames / 110, max_frames=frames)
     assert grounder.select(video, QUESTION, sampling=sampling).num_sampled == frames
-    torch.cuda.reset_peak_memory_stats()
+
+    def select() -> None:
+        if new_sessions:
+            sessions.clear()
+        grounder.select(video, QUESTION, sampling=sampling)
+
     stages = time_stages(grounder, video, sampling)
-    if grounder.decode == "nvdec":
-        sessions.clear()
-        new = time_decoding(grounder, video, sampling)[1]
-        stages["decode alone, new sessions"] = round(new, 4)
-    return measure(
-        lambda: grounder.select(video, QUESTION, sampling=sampling), bench.repeats
-    ), stages
+    torch.cuda.reset_peak_memory_stats()
+    seconds = measure(select, bench.repeats)
+    case = "cold, new sessions" if new_sessions else "cold"
+    reference = REFERENCE_COLD_S.get(frames)
+    common = {"decode": grounder.decode, "stages": stages, "reference_seconds": reference}
+    return make_row(case, frames, precision, seconds, **common)
 
 
 def time_stages(grounder: FrameGrounder, video: Path, sampling: SamplingConfig) -> dict[str, float]:
@@ -335,6 +352,7 @@ def measure_sides(bench: Benchmark) -> Iterator[Row]:
         features = model.encode_frames(pixels, side, 64)
         top = set(model.score(features, ids).topk(32).indices.tolist())
         best = best or top
+        torch.cuda.reset_peak_memory_stats()
         seconds = measure(lambda: model.score(features, ids).cpu(), bench.repeats)  # noqa: B023
         overlap = {"overlap": len(top & best) / 32, "top_k": 32}
         yield make_row(f"next question, side {side}", 512, "native", seconds, **overlap)
@@ -366,8 +384,12 @@ def choose_small(
         raise ValueError("the case small needs --small-questions")
     grounder = FrameGrounder.from_pretrained(bench.small, "cuda", dtype, precision=precision)
     pairs = read_questions(bench.small_questions, None)
-    results = list(grounder.select_many(pairs, top_k, sampling))
-    return [{frame.source_idx for frame in result.selected} for result in results]
+    chosen: list[set[int]] = []
+    for result in grounder.select_many(pairs, top_k, sampling):
+        if isinstance(result, FailedSelection):
+            raise ValueError(f"{result.video}: {result.error}")
+        chosen.append({frame.source_idx for frame in result.selected})
+    return chosen
 
 
 def question_ids(length: int = 60) -> torch.Tensor:
@@ -398,10 +420,10 @@ def print_table(rows: list[Row]) -> None:
         stages = " ".join(f"{name} {seconds}" for name, seconds in row["stages"].items())
         more = f" overlap {row['overlap']:.2f}" if "overlap" in row else ""
         more += f" {row['frames_per_s']} frames/s" if "frames_per_s" in row else ""
+        peak = "-" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
         print(
             f"{row['case']:<32}{row['frames']:>5} {row['precision']:<7}{row['decode'] or '-':<7}"
-            f"{row['seconds']:>8.3f}{row['reference_seconds'] or '-':>11}{row['peak_gib']:>7.1f}"
-            f"  {stages}{more}"
+            f"{row['seconds']:>8.3f}{row['reference_seconds'] or '-':>11}{peak:>7}  {stages}{more}"
         )
 
 

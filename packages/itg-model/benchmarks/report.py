@@ -33,7 +33,9 @@ MEANING = {
     "network": "frames in memory to scores",
     "next question": "the same video again, its features kept",
     "next question, new length": "the same, the question's length never met: cuDNN makes a plan",
-    "cold": "a 720p video file of two minutes to the chosen frames",
+    "cold": "a 720p video file of two minutes to the chosen frames; with nvdec by the sessions of "
+    "the video before",
+    "cold, new sessions": "the same as the first video of a process",
     "squash": "frames of 720p on the GPU to squares",
     "colours and squash": "the same from NVDEC's planes",
     "upload and squash": "the same from the memory of the CPU's decoders",
@@ -42,7 +44,7 @@ MEANING = {
     "in bfloat16",
     "overlap with bfloat16, itg-tiny": "the same, in 8 bits instead of bfloat16",
 }
-NO_REFERENCE = "-"
+NOTHING = "-"
 
 
 def main() -> int:
@@ -103,7 +105,7 @@ def table(rows: list[Row]) -> list[str]:
     ]
     for row in rows:
         reference, seconds = row["reference_seconds"], row["seconds"]
-        ratio = f"{reference / seconds:.1f}x" if reference and seconds else NO_REFERENCE
+        ratio = f"{reference / seconds:.1f}x" if reference and seconds else NOTHING
         stages = ", ".join(f"{name} {value:.2f}" for name, value in row["stages"].items())
         cells = [
             row["case"],
@@ -112,8 +114,8 @@ def table(rows: list[Row]) -> list[str]:
             row["decode"] or "-",
             f"{seconds:.3f}" if seconds else "-",
             stages or said_overlap(row) or "-",
-            f"{row['peak_gib']:.1f}",
-            reference or NO_REFERENCE,
+            NOTHING if row["peak_gib"] is None else f"{row['peak_gib']:.1f}",
+            reference or NOTHING,
             ratio,
             row["git_sha"],
             row["cores"],
