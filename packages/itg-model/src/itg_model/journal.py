@@ -16,9 +16,12 @@ from typing import BinaryIO
 
 from itg_data.errors import RecordError
 from itg_data.files import write_atomic
-from itg_data.records import FrameSelection, from_json, to_json
+from itg_data.records import SCHEMA_VERSION, FrameSelection, from_json, to_json
 
 from itg_model.many import FailedSelection
+
+# How `Journal.write` begins every line.
+_LINE_START = f'{{"schema_version": {SCHEMA_VERSION}, "video": "'.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +98,53 @@ class Journal:
 
     def _read(self, path: Path, fits: Callable[[FrameSelection], None]) -> bytes:
         """Takes note of a file's results; returns the lines that are to stay."""
+        *lines, tail = path.read_bytes().split(b"\n")
+        if tail and not _is_cut_off(tail):
+            lines.append(tail)
         kept: list[bytes] = []
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):
-                continue
+        for number, line in enumerate(lines, start=1):
             try:
-                data = json.loads(line)
-                if isinstance(data, dict) and "error" in data:
+                selection = _parse(line)
+                if selection is None:
                     continue
-                selection = from_json(FrameSelection, data)
                 fits(selection)
-            except (ValueError, RecordError) as error:
+            except ValueError as error:
                 raise ValueError(
                     f"{path}:{number}: {error}; name another file, or remove this one"
                 ) from None
             self.done.add((selection.video, selection.question))
-            kept.append(line)
+            kept.append(line + b"\n")
         return b"".join(kept)
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether it is the beginning of a line of ours; what others began is not ours to drop."""
+    if not (line.startswith(_LINE_START) or _LINE_START.startswith(line)):
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
+
+
+def _parse(line: bytes) -> FrameSelection | None:
+    """Reads a whole line; None if it tells of a failure.
+
+    Raises:
+        ValueError: It is neither a selection nor a failure.
+    """
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("is no result") from None
+    try:
+        if isinstance(data, dict) and "error" in data:
+            from_json(FailedSelection, data)
+            return None
+        return from_json(FrameSelection, data)
+    except RecordError as error:
+        raise ValueError(f"is no result ({error})") from None
 
 
 def _lock(path: Path) -> BinaryIO:

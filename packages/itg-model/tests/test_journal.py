@@ -1,0 +1,104 @@
+"""The file of results: what is continued, and what is left alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from itg_data.records import FrameSelection, SelectedFrame, to_json
+from itg_model.journal import Journal, Share
+from itg_model.many import FailedSelection
+
+ALONE = Share()
+
+
+def make_selection(video: str, question: str = "where") -> FrameSelection:
+    return FrameSelection(
+        video=video,
+        question=question,
+        model="tiny",
+        sampling="train-1hz-max64",
+        policy="top-k",
+        num_sampled=1,
+        selected=(SelectedFrame(source_idx=0, time_s=0.0, score=0.5, rank=0),),
+        scores=(0.5,),
+        times_s=(0.0,),
+    )
+
+
+def accept(_: FrameSelection) -> None:
+    """Takes results of any model and options."""
+
+
+def write_results(path: Path, *results: FrameSelection | FailedSelection) -> bytes:
+    journal = Journal(path, ALONE, accept)
+    for result in results:
+        journal.write(result)
+    journal.close()
+    return path.read_bytes()
+
+
+def read_done(path: Path, share: Share = ALONE) -> set[str]:
+    """The videos that a run with this file does not ask again."""
+    journal = Journal(path, share, accept)
+    journal.close()
+    return {video for video, _ in journal.done}
+
+
+FOREIGN = {
+    "json without a newline": json.dumps({"thesis": [1, 2, 3]}),
+    "text without a newline": "where is it",
+    "an error of others": '{"error": "disk full", "job": 7}\n{"error": null}\n',
+    "an error of others without a newline": '{"error": null}',
+    "a failure of another schema": '{"schema_version": 9, "video": "a", "question": "b", '
+    '"error": "c"}\n',
+    "a record of others": json.dumps(
+        {"schema_version": 1, "video": "a.mp4", "question": "where", "spans": []}
+    ),
+    "blank lines": "\n\n",
+    "old newlines": "a\rb\r",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_a_file_of_others_is_named_and_left_alone(content, tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(content.encode())
+    with pytest.raises(ValueError, match=r"out\.jsonl:1: is no result.*; name another file, or"):
+        Journal(path, ALONE, accept)
+    assert path.read_bytes() == content.encode()
+
+
+def test_a_line_of_ours_is_dropped_wherever_it_was_cut_off(tmp_path):
+    path = tmp_path / "out.jsonl"
+    whole = write_results(path, make_selection("a.mp4"))
+    line = json.dumps(to_json(make_selection("é.mp4")), ensure_ascii=False).encode()
+    for end in range(1, len(line)):
+        path.write_bytes(whole + line[:end])
+        assert read_done(path) == {"a.mp4"}
+        assert path.read_bytes() == whole
+
+
+def test_a_line_that_lost_only_its_newline_is_kept(tmp_path):
+    path = tmp_path / "out.jsonl"
+    whole = write_results(path, make_selection("a.mp4"), make_selection("b.mp4"))
+    path.write_bytes(whole[:-1])
+    assert read_done(path) == {"a.mp4", "b.mp4"}
+    assert path.read_bytes() == whole
+
+
+def test_a_line_broken_amid_others_is_named_and_stays(tmp_path):
+    path = tmp_path / "out.jsonl"
+    whole = write_results(path, make_selection("a.mp4"), make_selection("b.mp4"))
+    broken = whole[:60] + b"\n" + whole
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match=r"out\.jsonl:1: is no result"):
+        Journal(path, ALONE, accept)
+    assert path.read_bytes() == broken
+
+
+def test_failures_are_asked_again(tmp_path):
+    path = tmp_path / "out.jsonl"
+    failed = FailedSelection(video="b.mp4", question="where", error="no such file")
+    write_results(path, make_selection("a.mp4"), failed)
+    assert read_done(path) == {"a.mp4"}
+    assert path.read_bytes().count(b"\n") == 1
