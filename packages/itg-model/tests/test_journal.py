@@ -102,3 +102,19 @@ def test_failures_are_asked_again(tmp_path):
     write_results(path, make_selection("a.mp4"), failed)
     assert read_done(path) == {"a.mp4"}
     assert path.read_bytes().count(b"\n") == 1
+
+
+@pytest.mark.parametrize("name", ["run[1].jsonl", "run*.jsonl", "run.v2"])
+def test_the_files_of_ranks_are_found_whatever_the_name(name, tmp_path):
+    path = tmp_path / name
+    for rank in (0, 11):
+        own = Share(rank, 12).path_of(path)
+        write_results(own, make_selection(f"{rank}.mp4"))
+    assert read_done(path) == {"0.mp4", "11.mp4"}
+    assert read_done(path, Share(11, 12)) == {"0.mp4", "11.mp4"}
+
+
+@pytest.mark.parametrize("name", ["out.ranking.jsonl", "out.rank.jsonl", "out.rank1.old.jsonl"])
+def test_a_bystander_is_no_file_of_a_rank(name, tmp_path):
+    (tmp_path / name).write_text("a thesis\n")
+    assert read_done(tmp_path / "out.jsonl") == set()

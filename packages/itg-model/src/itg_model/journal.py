@@ -8,6 +8,7 @@ rest. Under torchrun each process writes a file of its own and reads everyone's.
 import fcntl
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,8 +64,7 @@ class Journal:
         if path is None:
             return
         own = share.path_of(path)
-        others = {path, *path.parent.glob(f"{path.stem}.rank*{path.suffix}")} - {own}
-        for other in sorted(others):
+        for other in sorted({path, *_find_ranks(path)} - {own}):
             if other.exists():
                 self._read(other, fits)
         self._file = _lock(own)
@@ -115,6 +115,12 @@ class Journal:
             self.done.add((selection.video, selection.question))
             kept.append(line + b"\n")
         return b"".join(kept)
+
+
+def _find_ranks(path: Path) -> list[Path]:
+    """The files beside `path` that processes of torchrun wrote; see `Share.path_of`."""
+    name = re.compile(rf"{re.escape(path.stem)}\.rank\d+{re.escape(path.suffix)}")
+    return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
 
 
 def _is_cut_off(line: bytes) -> bool:
