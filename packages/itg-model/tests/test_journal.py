@@ -1,6 +1,8 @@
 """The file of results: what is continued, and what is left alone."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,26 @@ def test_the_files_of_ranks_are_found_whatever_the_name(name, tmp_path):
 def test_a_bystander_is_no_file_of_a_rank(name, tmp_path):
     (tmp_path / name).write_text("a thesis\n")
     assert read_done(tmp_path / "out.jsonl") == set()
+
+
+# In a process of its own: a Journal that waits for what it should not read would never return.
+WRITES_ONE = """
+import sys
+from pathlib import Path
+from itg_model.journal import Journal, Share
+from itg_model.many import FailedSelection
+journal = Journal(Path(sys.argv[1]), Share(), lambda found: None)
+journal.write(FailedSelection(video="a.mp4", question="where", error="none"))
+journal.close()
+"""
+
+
+def test_a_pipe_is_written_to_and_not_read():
+    command = [sys.executable, "-c", WRITES_ONE, "/dev/stdout"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=600)
+    assert json.loads(done.stdout)["error"] == "none"
+
+
+def test_several_processes_do_not_share_a_pipe():
+    with pytest.raises(ValueError, match="/dev/null: is no file, beside which each process"):
+        Journal(Path("/dev/null"), Share(1, 2), accept)

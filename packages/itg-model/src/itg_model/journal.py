@@ -48,12 +48,15 @@ class Journal:
     """Writes results, and knows those of earlier runs.
 
     Args:
-        path: The file; None writes to stdout, where nothing is known of earlier runs.
+        path: The file; None writes to stdout, where nothing is known of earlier runs, nor is it
+            where `path` is a pipe or a device.
         share: This process's part.
         fits: Refuses a result of another model or other options, by a ValueError that says which.
 
     Raises:
-        ValueError: The file holds something else, or another process writes to it.
+        ValueError: The file holds something else, another process writes to it, or there are
+            several processes and `path` is no file, beside which they could write.
+        OSError: It cannot be read, written or locked.
     """
 
     def __init__(
@@ -62,6 +65,12 @@ class Journal:
         self.done: set[tuple[str, str]] = set()
         self._file: BinaryIO | None = None
         if path is None:
+            return
+        if path.exists() and not path.is_file():
+            if share.num_ranks > 1:
+                raise ValueError(f"{path}: is no file, beside which each process could write one")
+            # to read what a pipe holds would wait for ever: this process holds its other end
+            self._file = path.open("wb")
             return
         own = share.path_of(path)
         for other in sorted({path, *_find_ranks(path)} - {own}):
