@@ -1,11 +1,14 @@
 """The file of results: what is continued, and what is left alone."""
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from itg_data.errors import in_one_line
 from itg_data.records import FrameSelection, SelectedFrame, to_json
 from itg_model.journal import Journal, Share
 from itg_model.many import FailedSelection
@@ -143,3 +146,56 @@ def test_a_pipe_is_written_to_and_not_read():
 def test_several_processes_do_not_share_a_pipe():
     with pytest.raises(ValueError, match="/dev/null: is no file, beside which each process"):
         Journal(Path("/dev/null"), Share(1, 2), accept)
+
+
+HOLDS_ON = """
+import sys
+from pathlib import Path
+from itg_model.journal import Journal, Share
+journal = Journal(Path(sys.argv[1]), Share(), lambda found: None)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_file_that_another_process_writes_to_is_refused(tmp_path):
+    path = tmp_path / "out.jsonl"
+    content = write_results(path, make_selection("a.mp4"))
+    command = [sys.executable, "-c", HOLDS_ON, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(ValueError, match=r"out\.jsonl: another process writes to it"):
+            Journal(path, ALONE, accept)
+        other.stdin.close()
+    assert read_done(path) == {"a.mp4"}
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("comes_anew", [True, False])
+def test_a_file_replaced_before_it_was_locked_is_opened_anew(comes_anew, tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    content = write_results(path, make_selection("a.mp4"))
+    lock = fcntl.flock
+
+    def replace_once(file, how):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        path.unlink()
+        if comes_anew:
+            path.write_bytes(content)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", replace_once)
+    after = write_results(path, make_selection("b.mp4"))
+    assert after.endswith(b"\n")
+    assert after.count(b"\n") == 1 + comes_anew
+    assert b'"b.mp4"' in after
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="No locks available") as caught:
+        Journal(tmp_path / "out.jsonl", ALONE, accept)
+    assert in_one_line(caught.value) == f"{tmp_path / 'out.jsonl'}: No locks available"

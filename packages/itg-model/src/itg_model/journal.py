@@ -163,10 +163,26 @@ def _parse(line: bytes) -> FrameSelection | None:
 
 
 def _lock(path: Path) -> BinaryIO:
-    file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    """Opens a file that no other process has, to write behind its end."""
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still_at(path, file):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise ValueError(f"{path}: another process writes to it") from None
+        except OSError as error:
+            file.close()
+            error.filename = os.fspath(path)
+            raise
         file.close()
-        raise ValueError(f"{path}: another process writes to it") from None
-    return file
+
+
+def _is_still_at(path: Path, file: BinaryIO) -> bool:
+    """Whether `path` leads to an open file: whoever had the lock before may have replaced it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
