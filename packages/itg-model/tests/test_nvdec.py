@@ -1,8 +1,10 @@
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -308,6 +310,77 @@ def test_a_stream_closed_at_once_is_done_with_the_file(video_of, on_cpu):
         stream.close()
         assert stream._expected.done()
         assert list(stream) == []
+
+
+class Planes(np.ndarray):
+    """A frame as a session gives it."""
+
+    pts: int
+
+    def getPTS(self) -> int:
+        return self.pts
+
+
+class CpuSession:
+    """In the place of an NVDEC session: gives a frame of some size to every packet."""
+
+    def __init__(self, shape_at: Callable[[int], tuple[int, int]]) -> None:
+        self.cuda_stream = SimpleNamespace(synchronize=lambda: None)
+        self.distrusted = False
+        self._shape_at = shape_at
+
+    def decode(self, packet) -> list[Planes]:
+        frame = np.zeros(self._shape_at(packet.pts), np.uint8).view(Planes)
+        frame.pts = packet.pts
+        return [frame]
+
+    def flush(self) -> list[Planes]:
+        return []
+
+    def settle(self) -> bool:
+        return False
+
+    def end(self) -> None:
+        pass
+
+    def distrust(self) -> None:
+        self.distrusted = True
+
+
+def use_session(monkeypatch, session: CpuSession) -> None:
+    monkeypatch.setattr(nvdec, "nvc", lambda: None)
+    monkeypatch.setattr(nvdec, "start_session", lambda _: session)
+    monkeypatch.setattr(nvdec.NvdecStream, "_compare", lambda *_: None)
+    for name in ("set_device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 48])
+def test_a_stream_that_changes_its_size_is_a_bad_video_and_not_squashed(
+    chunk_size, video_of, monkeypatch
+):
+    path = video_of("b-frames")
+    with open_video(path) as cpu:
+        half = int(cpu.probe.index.frame_pts[24])
+    session = CpuSession(lambda pts: (240, 256) if pts < half else (120, 128))
+    use_session(monkeypatch, session)
+    with (
+        open_nvdec(path, "cpu") as gpu,
+        gpu.stream(range(48), chunk_size, size=98, num_workers=1) as stream,
+        pytest.raises(VideoError, match="changes its size, which nvdec does not follow"),
+    ):
+        list(stream)
+    assert session.distrusted
+
+
+def test_frames_of_one_size_are_read_to_the_end(video_of, monkeypatch):
+    use_session(monkeypatch, session := CpuSession(lambda _: (240, 256)))
+    with open_nvdec(video_of("b-frames"), "cpu") as gpu:
+        frames, source_idx = gather(gpu.stream(range(48), 5, size=98, num_workers=1))
+    assert frames.shape == (48, 98, 98, 3)
+    np.testing.assert_array_equal(source_idx, range(48))
+    assert not session.distrusted
 
 
 @pytest.mark.parametrize("transpose", [False, True])

@@ -131,14 +131,12 @@ class NvdecStream(ChunkStream[Tensor]):
             dtype=torch.uint8,
             device=device,
         )
-        if probe.orientation.transpose:
-            height, width = width, height
         super().__init__(
             probe,
             wanted,
             chunk_size,
             lambda _: NvdecDecoder(cpu, device),
-            image_shape=(height * 3 // 2, width),
+            image_shape=_planes_shape(probe),
             ordered=ordered,
             num_workers=num_workers or DEFAULT_SESSIONS,
         )
@@ -211,6 +209,8 @@ class NvdecDecoder:
         index = cpu.probe.index
         assert index is not None, "refused by open_nvdec"
         self._index: PacketIndex = index
+        self._path = cpu.path
+        self._planes_shape = _planes_shape(cpu.probe)
         torch.cuda.set_device(device)
         self._container = cpu.source.open_container()
         try:
@@ -236,6 +236,9 @@ class NvdecDecoder:
 
         Yields:
             Source index of each, in the order they come, and its NV12 planes [H * 3 / 2, W].
+
+        Raises:
+            VideoError: A frame is of another size than the first.
         """
         entry_of = find_entries(self._index, wanted)
         for entry in np.unique(entry_of).tolist():
@@ -256,6 +259,10 @@ class NvdecDecoder:
                 with torch.cuda.stream(cuda_stream):
                     planes = torch.from_dlpack(frame).clone()
                 cuda_stream.synchronize()
+                if tuple(planes.shape) != self._planes_shape:
+                    # who knows what it keeps of either size
+                    self._session.distrust()
+                    raise VideoError(self._path, "changes its size, which nvdec does not follow")
                 yield place, planes
 
     def close(self) -> None:
@@ -320,6 +327,14 @@ def find_matrix(probe: VideoProbe) -> tuple[int, ...]:
 def _to_int16(coefficient: int) -> int:
     """Turns 16.16 into 2.13, as libswscale rounds."""
     return (coefficient * 8192 + (1 << 15)) >> 16
+
+
+def _planes_shape(probe: VideoProbe) -> tuple[int, int]:
+    """Of the NV12 planes of a frame as it is coded, before it is turned."""
+    height, width = probe.height, probe.width
+    if probe.orientation.transpose:
+        height, width = width, height
+    return height * 3 // 2, width
 
 
 def _cheapest_frame(probe: VideoProbe, wanted: npt.NDArray[np.int64]) -> int:

@@ -68,6 +68,10 @@ class Session:
             self._is_sound = False
             raise
 
+    def distrust(self) -> None:
+        """Keeps the session from going on with another video."""
+        self._is_sound = False
+
     def settle(self) -> bool:
         """Throws away what the session holds back; whether it can go on with another video."""
         if self._is_sound and not self._is_empty:
