@@ -225,6 +225,7 @@ def test_a_second_run_asks_only_what_is_left(arguments, folder, capsys, tmp_path
         (["--policy", "uniform"], "holds results with policy top-k, but uniform is asked for"),
         (["--rate-hz", "2"], "holds results with sampling train-1hz-max64, but train-2hz-max64"),
         (["--max-pooled-side", "1"], "holds results with model"),
+        (["--dtype", "bfloat16"], "+bfloat16 is asked for"),
     ],
 )
 def test_results_of_other_options_are_not_continued(option, message, arguments, capsys, tmp_path):
