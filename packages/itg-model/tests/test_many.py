@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+import torch
 from itg_data.records import FrameSelection, from_json
 from itg_data.video import VideoReader
 from itg_model import FrameGrounder
@@ -265,6 +266,49 @@ def test_processes_deal_out_the_videos_and_know_what_others_did(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(command[:-2]) == 2
     assert "several processes need --json FILE" in capsys.readouterr().err
+
+
+def test_processes_without_a_gpu_run_on_the_cpu(arguments, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    command = [arguments[0], "where", "--model", arguments[2], "--device", "auto"]
+    for local_rank in ("0", None):
+        if local_rank is None:
+            monkeypatch.delenv("LOCAL_RANK")
+        else:
+            monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert main([*command, "--json", str(tmp_path / f"{local_rank}.jsonl")]) == 0
+        assert len(lines_of(tmp_path / f"{local_rank}.rank0.jsonl")) == 2
+
+
+def test_each_process_takes_the_gpu_of_its_place_on_the_machine(
+    arguments, capsys, tmp_path, monkeypatch
+):
+    taken = []
+
+    def load(request, device):
+        taken.append(device)
+        raise ValueError("loaded")
+
+    monkeypatch.setattr("itg_model.cli.load_grounder", load)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    command = [arguments[0], "where", "--model", arguments[2], "--json", str(tmp_path / "o.jsonl")]
+    for device in ("auto", "cuda", "cuda:0", "cpu"):
+        assert main([*command, "--device", device]) == 2
+    assert taken == ["cuda:1", "cuda:1", None, None]
+    monkeypatch.delenv("LOCAL_RANK")
+    capsys.readouterr()
+    assert main([*command, "--device", "auto"]) == 2
+    assert "several processes need LOCAL_RANK in the environment" in capsys.readouterr().err
+    assert main([*command, "--device", "cuda:1"]) == 2
+    assert taken[4:] == [None]
 
 
 # The real command, which stands still once it has answered some questions.
