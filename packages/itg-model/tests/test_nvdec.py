@@ -214,6 +214,14 @@ def test_nvdec_refuses_what_it_is_not_known_to_show_exactly(tmp_path):
         open_nvdec(path)
 
 
+def test_all_that_is_odd_about_a_file_is_told(tmp_path, on_cpu):
+    path = encode(tmp_path / "a.avi", options=B_FRAMES)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    reason = "has 1 damaged packets, is in a container without presentation times"
+    with pytest.raises(VideoError, match=f"packets that name their frames, and this file {reason}"):
+        open_nvdec(path, "cpu")
+
+
 def test_nvdec_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
     with pytest.raises(VideoError, match=r"nvdec needs itg-model\[nvdec\]"):

@@ -295,6 +295,7 @@ def open_nvdec(path: str | os.PathLike[str], device: torch.device | str = "cuda:
 
 def _refuse_what_is_odd(cpu: VideoReader) -> None:
     probe = cpu.probe
+    oddities = ", ".join(probe.oddities)
     reason = None
     if probe.codec not in CODECS:
         reason = f"nvdec is not known to be exact on {probe.codec} video"
@@ -307,9 +308,9 @@ def _refuse_what_is_odd(cpu: VideoReader) -> None:
     elif probe.height % 2 or probe.width % 2:
         reason = f"nvdec is not known to be exact on odd sizes ({probe.width}x{probe.height})"
     elif probe.index is None:
-        reason = f"nvdec needs packets that name their frames, and this file {probe.oddities[0]}"
+        reason = f"nvdec needs packets that name their frames, and this file {oddities}"
     elif len(probe.index.damaged):
-        reason = f"nvdec hides damage, and this file {probe.oddities[0]}"
+        reason = f"nvdec hides damage, and this file {oddities}"
     if reason is not None:
         raise VideoError(cpu.path, reason)
 
