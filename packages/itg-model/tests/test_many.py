@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -117,6 +118,30 @@ def test_questions_are_drawn_as_needed_and_a_stop_leaves_nothing_open(grounder, 
     next(results)
     results.close()
     assert len(drawn) <= 4
+    assert set(threading.enumerate()) <= set(before)
+
+
+def test_an_interrupt_while_a_video_is_opened_leaves_nothing_open(grounder, folder, monkeypatch):
+    interrupted, opened, result = threading.Event(), [], Future.result
+
+    def open_late(video, sampling):
+        assert interrupted.wait(timeout=600)
+        opened.append(FrameGrounder.open(grounder, video, sampling))
+        return opened[0]
+
+    def interrupt(future, timeout=None):
+        monkeypatch.setattr(Future, "result", result)
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    before = threading.enumerate()
+    results = grounder.select_many([(folder / "a.mp4", "where")])
+    monkeypatch.setattr(grounder, "open", open_late)
+    monkeypatch.setattr(Future, "result", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert len(opened) == 1
+    assert opened[0]._reader.source._fd == -1
     assert set(threading.enumerate()) <= set(before)
 
 
