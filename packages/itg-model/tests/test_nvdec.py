@@ -1,3 +1,4 @@
+import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from itg_data.errors import VideoError
 from itg_data.probe import Orientation
 from itg_data.video import open_video
 from itg_kernels.frames import nv12_to_rgb
-from itg_model import nvdec
+from itg_model import nvdec, nvdec_sessions
+from itg_model.frames import check_decode
 from itg_model.nvdec import find_matrix, open_nvdec, turn
 from itg_model.nvdec_sessions import sessions
 
@@ -222,10 +224,32 @@ def test_all_that_is_odd_about_a_file_is_told(tmp_path, on_cpu):
         open_nvdec(path, "cpu")
 
 
-def test_nvdec_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
-    with pytest.raises(VideoError, match=r"nvdec needs itg-model\[nvdec\]"):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ImportError("no such library\nat all"), "no such library"),
+        (RuntimeError("no driver"), "no driver"),
+        (ImportError(), "ImportError"),
+    ],
+)
+def test_nvdec_that_is_not_there_is_one_clear_error(error, reason, tmp_path, monkeypatch):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(nvdec_sessions, "nvc", refuse)
+    message = re.escape(f"nvdec needs itg-model[nvdec] and an NVIDIA driver ({reason})")
+    with pytest.raises(VideoError, match=f"a.mp4: {message}"):
         open_nvdec(tmp_path / "a.mp4")
+    # once for all videos, before a model is loaded
+    with pytest.raises(ValueError, match=f"decode {message}"):
+        check_decode("nvdec", torch.device("cuda"))
+    check_decode("pyav", torch.device("cuda"))
+
+
+def test_the_library_of_nvdec_may_be_absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
+    with pytest.raises(ValueError, match=r"decode nvdec needs itg-model\[nvdec\]"):
+        check_decode("nvdec", torch.device("cuda"))
 
 
 def decode_nv12(path: Path) -> np.ndarray:
@@ -270,7 +294,7 @@ def on_cpu(monkeypatch) -> type[CpuDecoder]:
         pass
 
     monkeypatch.setattr(nvdec, "NvdecDecoder", Decoder)
-    monkeypatch.setattr(nvdec, "nvc", lambda: None)
+    monkeypatch.setattr(nvdec, "explain_missing", lambda: None)
     return Decoder
 
 
@@ -356,7 +380,7 @@ class CpuSession:
 
 
 def use_session(monkeypatch, session: CpuSession) -> None:
-    monkeypatch.setattr(nvdec, "nvc", lambda: None)
+    monkeypatch.setattr(nvdec, "explain_missing", lambda: None)
     monkeypatch.setattr(nvdec, "start_session", lambda _: session)
     monkeypatch.setattr(nvdec.NvdecStream, "_compare", lambda *_: None)
     for name in ("set_device", "stream"):

@@ -35,7 +35,7 @@ from itg_model.nvdec_sessions import (
     CODECS,
     DEFAULT_SESSIONS,
     SessionKind,
-    nvc,
+    explain_missing,
     sessions,
     start_session,
 )
@@ -277,13 +277,9 @@ def open_nvdec(path: str | os.PathLike[str], device: torch.device | str = "cuda:
     Raises:
         VideoError: The file cannot be read as a video, or not exactly by NVDEC, or there is none.
     """
-    try:
-        nvc()
-    except (ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise VideoError(
-            os.fspath(path), f"nvdec needs itg-model[nvdec] and an NVIDIA driver ({reason})"
-        ) from None
+    missing = explain_missing()
+    if missing is not None:
+        raise VideoError(os.fspath(path), missing)
     cpu = open_video(path)
     try:
         _refuse_what_is_odd(cpu)
