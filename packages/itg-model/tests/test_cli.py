@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -146,6 +147,16 @@ def test_without_a_model_the_one_that_comes_along_scores_and_says_what_it_knows(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["model"] == "itg-tiny"
     assert captured.err.startswith("itg-select: itg-tiny scores: it knows the drawn shapes")
+
+
+@pytest.mark.parametrize("name", ["[anime] x.mp4", "[/anime] x.mp4", "[red]x[/red].mp4"])
+def test_the_progress_names_the_file_as_it_is_called(name, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with cli._show_progress(name) as show:
+        show(1, 2)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert f"reading {name} " in shown
 
 
 def test_an_unknown_option_exits_2(arguments, capsys):

@@ -309,6 +309,7 @@ def load_grounder(request: Request, device: str | None = None) -> "FrameGrounder
 @contextmanager
 def _show_progress(name: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     console = Console(stderr=True)
@@ -316,7 +317,8 @@ def _show_progress(name: str) -> Iterator[Callable[[int, int], None]]:
         task = bars.add_task("loading the model", total=None)
 
         def show(num_done: int, num_frames: int) -> None:
-            bars.update(task, description=f"reading {name}", completed=num_done, total=num_frames)
+            reading = f"reading {escape(name)}"
+            bars.update(task, description=reading, completed=num_done, total=num_frames)
 
         yield show
 
