@@ -176,6 +176,24 @@ def test_questions_without_a_video_are_asked_of_every_one(name, text, folder, tm
     assert len(read_questions(tmp_path / name, folder / "a.mp4")) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("q.txt", "{}\r\n{}\r\n"),
+        ("q.jsonl", '{{"question": "{}"}}\n{{"question": "{}"}}'),
+        ("q.csv", "question,id\r\n{},1\r\n{},2\r\n"),
+    ],
+)
+@pytest.mark.parametrize("separator", ["\u2028", "\u0085"])
+def test_a_question_may_hold_what_unicode_takes_for_the_end_of_a_line(
+    separator, name, text, folder, tmp_path
+):
+    questions = [f"where{separator}is it", "when"]
+    (tmp_path / name).write_bytes(text.format(*questions).encode())
+    asked = read_questions(tmp_path / name, folder / "a.mp4")
+    assert [question for _, question in asked] == questions
+
+
 def test_questions_name_videos_beside_them_or_in_the_folder(folder, tmp_path):
     path = tmp_path / "q.jsonl"
     rows = [("c.MP4", "where"), ("a.mp4", "where"), ("c.MP4", "when"), ("c.MP4", "where")]
