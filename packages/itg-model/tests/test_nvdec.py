@@ -94,6 +94,13 @@ def test_nvdec_shows_the_frames_of_the_cpu_bit_for_bit(kind, wanted, video_of):
 
 
 @pytest.mark.gpu
+def test_a_device_may_be_named_without_an_index(video_of):
+    with open_nvdec(video_of("b-frames"), "cuda") as gpu:
+        frames, source_idx = gather(gpu.stream(range(0, 48, 7), 5, size=98))
+    np.testing.assert_array_equal(frames, squares_of_the_cpu(video_of("b-frames"), source_idx))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("num_workers", [1, 3, 7])
 def test_the_number_of_sessions_changes_nothing(num_workers, video_of):
     path = video_of("b-frames")
@@ -250,6 +257,13 @@ def test_the_library_of_nvdec_may_be_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
     with pytest.raises(ValueError, match=r"decode nvdec needs itg-model\[nvdec\]"):
         check_decode("nvdec", torch.device("cuda"))
+
+
+def test_cuda_without_an_index_is_the_callers_current_gpu(video_of, on_cpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for device, meant in (("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")):
+        with open_nvdec(video_of("b-frames"), device) as gpu:
+            assert gpu._device == torch.device(meant)
 
 
 def decode_nv12(path: Path) -> np.ndarray:

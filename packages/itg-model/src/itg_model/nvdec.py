@@ -283,10 +283,17 @@ def open_nvdec(path: str | os.PathLike[str], device: torch.device | str = "cuda:
     cpu = open_video(path)
     try:
         _refuse_what_is_odd(cpu)
-        return NvdecReader(cpu, torch.device(device))
+        return NvdecReader(cpu, _with_index(torch.device(device)))
     except BaseException:
         cpu.close()
         raise
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """Names the GPU that `cuda` means: other threads may mean another by it."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _refuse_what_is_odd(cpu: VideoReader) -> None:
