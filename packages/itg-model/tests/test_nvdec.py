@@ -1,3 +1,4 @@
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from itg_data import probe
 from itg_data.errors import VideoError
 from itg_data.probe import Orientation
 from itg_data.video import open_video
@@ -229,6 +231,44 @@ def test_all_that_is_odd_about_a_file_is_told(tmp_path, on_cpu):
     reason = "has 1 damaged packets, is in a container without presentation times"
     with pytest.raises(VideoError, match=f"packets that name their frames, and this file {reason}"):
         open_nvdec(path, "cpu")
+
+
+def copy_packets(source: Path, path: Path, first: int) -> Path:
+    """Leaves out the packets before the first one named."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for i, packet in enumerate(old.demux(video=0)):
+            if i >= first and packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_a_file_that_starts_amid_a_gop_is_refused(suffix, video_of, on_cpu, tmp_path):
+    path = copy_packets(video_of("b-frames"), tmp_path / f"a{suffix}", first=5)
+    with pytest.raises(VideoError, match="this file does not start with a clean keyframe"):
+        open_nvdec(path, "cpu")
+    # at a keyframe it may be cut
+    path = copy_packets(video_of("b-frames"), tmp_path / f"b{suffix}", first=12)
+    open_nvdec(path, "cpu").close()
+
+
+def test_a_file_that_breaks_off_is_refused(video_of, on_cpu, monkeypatch):
+    def break_off(container, *streams):
+        yield from itertools.islice(read_packets(container, *streams), 30)
+        raise av.error.InvalidDataError(1, "Invalid data found")
+
+    read_packets = probe.read_packets
+    monkeypatch.setattr(probe, "read_packets", break_off)
+    with pytest.raises(VideoError, match="nvdec hides damage, and this file breaks off"):
+        open_nvdec(video_of("b-frames"), "cpu")
+
+
+@pytest.mark.parametrize("kind", ["open-gop", "hevc-open-gop"])
+def test_an_open_gop_is_not_refused(kind, video_of, on_cpu):
+    with open_nvdec(video_of(kind), "cpu") as gpu:
+        assert any("open GOP" in oddity for oddity in gpu.probe.oddities)
 
 
 @pytest.mark.parametrize(

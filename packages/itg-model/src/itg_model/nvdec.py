@@ -5,9 +5,12 @@ stretches between entry packets, fed with the file's packets, so frames are told
 presentation times just as on the CPU. Colours follow libswscale's integer arithmetic to the bit,
 and the squash is PIL's filter to the bit.
 
-NVDEC says nothing of damage, so it is no replacement for the CPU: files that are odd, damaged or
-of other codecs than H.264 and HEVC with 8 bits 4:2:0 are refused, and one frame of every stream is
-compared with the CPU's. It is in this package because frames are torch tensors.
+NVDEC says nothing of damage, so it is no replacement for the CPU. Refused is what is not known to
+come out the same: other codecs than H.264 and HEVC with 8 bits 4:2:0, other colour matrices than
+BT.601 and BT.709, interlaced frames, odd sizes, packets that do not name their frames, packets that
+are known to be damaged, files that break off or do not start with a clean keyframe. Edit lists,
+open GOPs and further streams are read. One frame of every stream is compared with the CPU's. It is
+in this package because frames are torch tensors.
 
 Needs the extra `itg-model[nvdec]`.
 """
@@ -312,8 +315,10 @@ def _refuse_what_is_odd(cpu: VideoReader) -> None:
         reason = f"nvdec is not known to be exact on odd sizes ({probe.width}x{probe.height})"
     elif probe.index is None:
         reason = f"nvdec needs packets that name their frames, and this file {oddities}"
-    elif len(probe.index.damaged):
+    elif len(probe.index.damaged) or any(o.startswith("breaks off") for o in probe.oddities):
         reason = f"nvdec hides damage, and this file {oddities}"
+    elif "does not start with a clean keyframe" in probe.oddities:
+        reason = f"nvdec hides that frames lack others, and this file {oddities}"
     if reason is not None:
         raise VideoError(cpu.path, reason)
 
