@@ -58,6 +58,17 @@ def test_a_squash_of_large_frames_is_pils_bicubic_to_the_bit(shape, target):
     assert_same(squashed, squashed_by_pil(frames, 384))
 
 
+@pytest.mark.parametrize("shape", [(301, 3), (300, 3), (201, 2)], ids="{0[0]}x{0[1]}".format)
+def test_frames_of_any_height_are_squashed_in_width_first(shape, target):
+    frames = make_noise(2, *shape)
+    squashed = squash_frames(frames.to(target.device), 24, backend=target.backend)
+    images = [Image.fromarray(frame.numpy()) for frame in frames]
+    # one pass a call: there Pillow has no order to choose
+    for size in ((24, shape[0]), (24, 24)):
+        images = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
+    assert_same(squashed, torch.from_numpy(np.stack([np.asarray(image) for image in images])))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
 def test_every_frame_of_many_is_squashed_alone(count, target):
     frames = make_noise(count, 19, 33)

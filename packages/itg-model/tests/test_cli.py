@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -79,6 +80,44 @@ def test_bad_input_exits_2_with_one_line(change, message, arguments, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (300 * "a", [], "a: File name too long"),
+        (None, ["--save-frames", 300 * "a"], "a: File name too long"),
+        (None, ["--json", 300 * "a"], "a: File name too long"),
+        (None, ["--max-pooled-side", "0"], "--max-pooled-side must be >= 1, got 0"),
+        (
+            None,
+            ["--decode", "nvdec", "--report", "r.html"],
+            "--report needs the frames, which --decode nvdec leaves on the GPU",
+        ),
+        (
+            None,
+            ["--decode", "nvdec", "--plot", "p.png"],
+            "--plot needs the frames, which --decode nvdec leaves on the GPU",
+        ),
+    ],
+)
+def test_bad_options_are_told_before_a_model_is_looked_for(
+    name, options, message, arguments, capsys
+):
+    command = [name or arguments[0], "where", "--model", "/no/such/model", *options]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_fault_that_only_the_model_can_tell_is_one_line_too(arguments, capsys, monkeypatch):
+    def refuse(*_):
+        raise ValueError("the question must not be blank")
+
+    monkeypatch.setattr("itg_model.grounder.FrameGrounder.select", refuse)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == "itg-select: the question must not be blank\n"
+
+
 @pytest.mark.parametrize("content", [b"", b"no video" * 100], ids=["empty", "text"])
 def test_a_file_that_is_no_video_exits_2_with_one_line(content, arguments, capsys, tmp_path):
     path = tmp_path / "broken.mp4"
@@ -108,6 +147,16 @@ def test_without_a_model_the_one_that_comes_along_scores_and_says_what_it_knows(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["model"] == "itg-tiny"
     assert captured.err.startswith("itg-select: itg-tiny scores: it knows the drawn shapes")
+
+
+@pytest.mark.parametrize("name", ["[anime] x.mp4", "[/anime] x.mp4", "[red]x[/red].mp4"])
+def test_the_progress_names_the_file_as_it_is_called(name, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with cli._show_progress(name) as show:
+        show(1, 2)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert f"reading {name} " in shown
 
 
 def test_an_unknown_option_exits_2(arguments, capsys):

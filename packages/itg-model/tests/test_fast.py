@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from itg_model.linear import Fp8Linear, Linear
 from itg_model.model import VIDEO_TOKEN_ID
 from itg_model.pixels import scale_frames
 from itg_model.processing import preprocess_frames
+from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CASES = ["single_T5", "single_T12", "pad_token_in_prompt", "batch_mixed"]
@@ -125,10 +127,31 @@ def test_what_moves_scores_is_in_the_models_name(checkpoint_dir, video):
     grounder = FrameGrounder.from_pretrained(checkpoint_dir, "cpu", max_pooled_side=1)
     assert grounder.name == f"{checkpoint_dir}+side1"
     assert grounder.encode(video).features.shape == (10, 1, 16)
+    for usual in ({}, {"dtype": "float32"}, {"dtype": torch.float32}):
+        grounder = FrameGrounder.from_pretrained(checkpoint_dir, "cpu", **usual)
+        assert grounder.name == str(checkpoint_dir)
+    unusual = {"dtype": "bfloat16", "attn_implementation": "eager", "max_pooled_side": 1}
+    grounder = FrameGrounder.from_pretrained(checkpoint_dir, "cpu", **unusual)
+    assert grounder.name == f"{checkpoint_dir}+bfloat16+eager+side1"
     with pytest.raises(ValueError, match="max_pooled_side must be >= 1, got 0"):
         FrameGrounder.from_pretrained(checkpoint_dir, "cpu", max_pooled_side=0)
     with pytest.raises(ValueError, match="decode must be auto, pyav, decord or nvdec"):
         FrameGrounder.from_pretrained(checkpoint_dir, "cpu", decode="ffmpeg")
+
+
+def test_another_tower_is_in_the_models_name(parity_dir, siglip_config, tokenizer, tmp_path):
+    checkpoint, siglip = tmp_path / "checkpoint", tmp_path / "siglip"
+    shutil.copytree(parity_dir, checkpoint)
+    tokenizer.save_pretrained(checkpoint)
+    inside = "model.vision_tower.vision_tower."
+    weights = load_file(checkpoint / "model.safetensors")
+    tower = {k.removeprefix(inside): v for k, v in weights.items() if k.startswith(inside)}
+    siglip.mkdir()
+    save_file(tower, siglip / "model.safetensors")
+    grounder = FrameGrounder.from_pretrained(
+        checkpoint, "cpu", vision_config=siglip_config, vision_checkpoint=siglip
+    )
+    assert grounder.name == f"{checkpoint}+{siglip}"
 
 
 def test_other_attention_than_sdpa_runs_the_blocks(checkpoint_dir, video):

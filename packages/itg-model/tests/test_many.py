@@ -4,8 +4,10 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
+import torch
 from itg_data.records import FrameSelection, from_json
 from itg_data.video import VideoReader
 from itg_model import FrameGrounder
@@ -119,6 +121,30 @@ def test_questions_are_drawn_as_needed_and_a_stop_leaves_nothing_open(grounder, 
     assert set(threading.enumerate()) <= set(before)
 
 
+def test_an_interrupt_while_a_video_is_opened_leaves_nothing_open(grounder, folder, monkeypatch):
+    interrupted, opened, result = threading.Event(), [], Future.result
+
+    def open_late(video, sampling):
+        assert interrupted.wait(timeout=600)
+        opened.append(FrameGrounder.open(grounder, video, sampling))
+        return opened[0]
+
+    def interrupt(future, timeout=None):
+        monkeypatch.setattr(Future, "result", result)
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    before = threading.enumerate()
+    results = grounder.select_many([(folder / "a.mp4", "where")])
+    monkeypatch.setattr(grounder, "open", open_late)
+    monkeypatch.setattr(Future, "result", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert len(opened) == 1
+    assert opened[0]._reader.source._fd == -1
+    assert set(threading.enumerate()) <= set(before)
+
+
 def lines_of(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -148,6 +174,24 @@ def test_questions_without_a_video_are_asked_of_every_one(name, text, folder, tm
     assert [v.name for v, _ in asked] == ["a.mp4"] * 2 + ["b.mp4"] * 2 + ["c.MP4"] * 2
     assert [q for _, q in asked] == ["where is it", "when does it move"] * 3
     assert len(read_questions(tmp_path / name, folder / "a.mp4")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("q.txt", "{}\r\n{}\r\n"),
+        ("q.jsonl", '{{"question": "{}"}}\n{{"question": "{}"}}'),
+        ("q.csv", "question,id\r\n{},1\r\n{},2\r\n"),
+    ],
+)
+@pytest.mark.parametrize("separator", ["\u2028", "\u0085"])
+def test_a_question_may_hold_what_unicode_takes_for_the_end_of_a_line(
+    separator, name, text, folder, tmp_path
+):
+    questions = [f"where{separator}is it", "when"]
+    (tmp_path / name).write_bytes(text.format(*questions).encode())
+    asked = read_questions(tmp_path / name, folder / "a.mp4")
+    assert [question for _, question in asked] == questions
 
 
 def test_questions_name_videos_beside_them_or_in_the_folder(folder, tmp_path):
@@ -225,6 +269,7 @@ def test_a_second_run_asks_only_what_is_left(arguments, folder, capsys, tmp_path
         (["--policy", "uniform"], "holds results with policy top-k, but uniform is asked for"),
         (["--rate-hz", "2"], "holds results with sampling train-1hz-max64, but train-2hz-max64"),
         (["--max-pooled-side", "1"], "holds results with model"),
+        (["--dtype", "bfloat16"], "+bfloat16 is asked for"),
     ],
 )
 def test_results_of_other_options_are_not_continued(option, message, arguments, capsys, tmp_path):
@@ -264,6 +309,49 @@ def test_processes_deal_out_the_videos_and_know_what_others_did(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(command[:-2]) == 2
     assert "several processes need --json FILE" in capsys.readouterr().err
+
+
+def test_processes_without_a_gpu_run_on_the_cpu(arguments, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    command = [arguments[0], "where", "--model", arguments[2], "--device", "auto"]
+    for local_rank in ("0", None):
+        if local_rank is None:
+            monkeypatch.delenv("LOCAL_RANK")
+        else:
+            monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert main([*command, "--json", str(tmp_path / f"{local_rank}.jsonl")]) == 0
+        assert len(lines_of(tmp_path / f"{local_rank}.rank0.jsonl")) == 2
+
+
+def test_each_process_takes_the_gpu_of_its_place_on_the_machine(
+    arguments, capsys, tmp_path, monkeypatch
+):
+    taken = []
+
+    def load(request, device):
+        taken.append(device)
+        raise ValueError("loaded")
+
+    monkeypatch.setattr("itg_model.cli.load_grounder", load)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    command = [arguments[0], "where", "--model", arguments[2], "--json", str(tmp_path / "o.jsonl")]
+    for device in ("auto", "cuda", "cuda:0", "cpu"):
+        assert main([*command, "--device", device]) == 2
+    assert taken == ["cuda:1", "cuda:1", None, None]
+    monkeypatch.delenv("LOCAL_RANK")
+    capsys.readouterr()
+    assert main([*command, "--device", "auto"]) == 2
+    assert "several processes need LOCAL_RANK in the environment" in capsys.readouterr().err
+    assert main([*command, "--device", "cuda:1"]) == 2
+    assert taken[4:] == [None]
 
 
 # The real command, which stands still once it has answered some questions.

@@ -1,19 +1,25 @@
+import itertools
+import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
+from itg_data import probe
 from itg_data.errors import VideoError
 from itg_data.probe import Orientation
 from itg_data.video import open_video
 from itg_kernels.frames import nv12_to_rgb
-from itg_model import nvdec
+from itg_model import nvdec, nvdec_sessions
+from itg_model.frames import check_decode
 from itg_model.nvdec import find_matrix, open_nvdec, turn
 from itg_model.nvdec_sessions import sessions
 
@@ -87,6 +93,13 @@ def test_nvdec_shows_the_frames_of_the_cpu_bit_for_bit(kind, wanted, video_of):
         frames, source_idx = gather(gpu.stream(wanted, 10))
         np.testing.assert_array_equal(source_idx, wanted)
         np.testing.assert_array_equal(frames, cpu.read(wanted).frames)
+
+
+@pytest.mark.gpu
+def test_a_device_may_be_named_without_an_index(video_of):
+    with open_nvdec(video_of("b-frames"), "cuda") as gpu:
+        frames, source_idx = gather(gpu.stream(range(0, 48, 7), 5, size=98))
+    np.testing.assert_array_equal(frames, squares_of_the_cpu(video_of("b-frames"), source_idx))
 
 
 @pytest.mark.gpu
@@ -212,10 +225,85 @@ def test_nvdec_refuses_what_it_is_not_known_to_show_exactly(tmp_path):
         open_nvdec(path)
 
 
-def test_nvdec_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
-    with pytest.raises(VideoError, match=r"nvdec needs itg-model\[nvdec\]"):
+def test_all_that_is_odd_about_a_file_is_told(tmp_path, on_cpu):
+    path = encode(tmp_path / "a.avi", options=B_FRAMES)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    reason = "has 1 damaged packets, is in a container without presentation times"
+    with pytest.raises(VideoError, match=f"packets that name their frames, and this file {reason}"):
+        open_nvdec(path, "cpu")
+
+
+def copy_packets(source: Path, path: Path, first: int) -> Path:
+    """Leaves out the packets before the first one named."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for i, packet in enumerate(old.demux(video=0)):
+            if i >= first and packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_a_file_that_starts_amid_a_gop_is_refused(suffix, video_of, on_cpu, tmp_path):
+    path = copy_packets(video_of("b-frames"), tmp_path / f"a{suffix}", first=5)
+    with pytest.raises(VideoError, match="this file does not start with a clean keyframe"):
+        open_nvdec(path, "cpu")
+    # at a keyframe it may be cut
+    path = copy_packets(video_of("b-frames"), tmp_path / f"b{suffix}", first=12)
+    open_nvdec(path, "cpu").close()
+
+
+def test_a_file_that_breaks_off_is_refused(video_of, on_cpu, monkeypatch):
+    def break_off(container, *streams):
+        yield from itertools.islice(read_packets(container, *streams), 30)
+        raise av.error.InvalidDataError(1, "Invalid data found")
+
+    read_packets = probe.read_packets
+    monkeypatch.setattr(probe, "read_packets", break_off)
+    with pytest.raises(VideoError, match="nvdec hides damage, and this file breaks off"):
+        open_nvdec(video_of("b-frames"), "cpu")
+
+
+@pytest.mark.parametrize("kind", ["open-gop", "hevc-open-gop"])
+def test_an_open_gop_is_not_refused(kind, video_of, on_cpu):
+    with open_nvdec(video_of(kind), "cpu") as gpu:
+        assert any("open GOP" in oddity for oddity in gpu.probe.oddities)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ImportError("no such library\nat all"), "no such library"),
+        (RuntimeError("no driver"), "no driver"),
+        (ImportError(), "ImportError"),
+    ],
+)
+def test_nvdec_that_is_not_there_is_one_clear_error(error, reason, tmp_path, monkeypatch):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(nvdec_sessions, "nvc", refuse)
+    message = re.escape(f"nvdec needs itg-model[nvdec] and an NVIDIA driver ({reason})")
+    with pytest.raises(VideoError, match=f"a.mp4: {message}"):
         open_nvdec(tmp_path / "a.mp4")
+    # once for all videos, before a model is loaded
+    with pytest.raises(ValueError, match=f"decode {message}"):
+        check_decode("nvdec", torch.device("cuda"))
+    check_decode("pyav", torch.device("cuda"))
+
+
+def test_the_library_of_nvdec_may_be_absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
+    with pytest.raises(ValueError, match=r"decode nvdec needs itg-model\[nvdec\]"):
+        check_decode("nvdec", torch.device("cuda"))
+
+
+def test_cuda_without_an_index_is_the_callers_current_gpu(video_of, on_cpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for device, meant in (("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")):
+        with open_nvdec(video_of("b-frames"), device) as gpu:
+            assert gpu._device == torch.device(meant)
 
 
 def decode_nv12(path: Path) -> np.ndarray:
@@ -260,7 +348,7 @@ def on_cpu(monkeypatch) -> type[CpuDecoder]:
         pass
 
     monkeypatch.setattr(nvdec, "NvdecDecoder", Decoder)
-    monkeypatch.setattr(nvdec, "nvc", lambda: None)
+    monkeypatch.setattr(nvdec, "explain_missing", lambda: None)
     return Decoder
 
 
@@ -308,6 +396,77 @@ def test_a_stream_closed_at_once_is_done_with_the_file(video_of, on_cpu):
         stream.close()
         assert stream._expected.done()
         assert list(stream) == []
+
+
+class Planes(np.ndarray):
+    """A frame as a session gives it."""
+
+    pts: int
+
+    def getPTS(self) -> int:
+        return self.pts
+
+
+class CpuSession:
+    """In the place of an NVDEC session: gives a frame of some size to every packet."""
+
+    def __init__(self, shape_at: Callable[[int], tuple[int, int]]) -> None:
+        self.cuda_stream = SimpleNamespace(synchronize=lambda: None)
+        self.distrusted = False
+        self._shape_at = shape_at
+
+    def decode(self, packet) -> list[Planes]:
+        frame = np.zeros(self._shape_at(packet.pts), np.uint8).view(Planes)
+        frame.pts = packet.pts
+        return [frame]
+
+    def flush(self) -> list[Planes]:
+        return []
+
+    def settle(self) -> bool:
+        return False
+
+    def end(self) -> None:
+        pass
+
+    def distrust(self) -> None:
+        self.distrusted = True
+
+
+def use_session(monkeypatch, session: CpuSession) -> None:
+    monkeypatch.setattr(nvdec, "explain_missing", lambda: None)
+    monkeypatch.setattr(nvdec, "start_session", lambda _: session)
+    monkeypatch.setattr(nvdec.NvdecStream, "_compare", lambda *_: None)
+    for name in ("set_device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 48])
+def test_a_stream_that_changes_its_size_is_a_bad_video_and_not_squashed(
+    chunk_size, video_of, monkeypatch
+):
+    path = video_of("b-frames")
+    with open_video(path) as cpu:
+        half = int(cpu.probe.index.frame_pts[24])
+    session = CpuSession(lambda pts: (240, 256) if pts < half else (120, 128))
+    use_session(monkeypatch, session)
+    with (
+        open_nvdec(path, "cpu") as gpu,
+        gpu.stream(range(48), chunk_size, size=98, num_workers=1) as stream,
+        pytest.raises(VideoError, match="changes its size, which nvdec does not follow"),
+    ):
+        list(stream)
+    assert session.distrusted
+
+
+def test_frames_of_one_size_are_read_to_the_end(video_of, monkeypatch):
+    use_session(monkeypatch, session := CpuSession(lambda _: (240, 256)))
+    with open_nvdec(video_of("b-frames"), "cpu") as gpu:
+        frames, source_idx = gather(gpu.stream(range(48), 5, size=98, num_workers=1))
+    assert frames.shape == (48, 98, 98, 3)
+    np.testing.assert_array_equal(source_idx, range(48))
+    assert not session.distrusted
 
 
 @pytest.mark.parametrize("transpose", [False, True])

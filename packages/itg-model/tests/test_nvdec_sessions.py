@@ -124,6 +124,15 @@ def test_a_session_that_failed_is_ended_and_never_taken_again(fails_in):
     assert pool.take(KIND) is None
 
 
+def test_a_session_that_is_distrusted_is_ended_and_never_taken_again():
+    pool, session = SessionPool(2), make_session()
+    session.decode(make_packet(0))
+    session.distrust()
+    pool.give_back(KIND, session)
+    assert has_ended(session)
+    assert pool.take(KIND) is None
+
+
 def test_without_parameter_sets_nothing_tells_what_may_follow():
     pool, session = SessionPool(2), make_session()
     pool.give_back(make_kind(parameter_sets=b""), session)

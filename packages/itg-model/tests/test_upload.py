@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import av
@@ -5,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from itg_data.errors import VideoError
+from itg_data.exact import ExactDecoder
 from itg_data.resize import squash
 from itg_data.sampling import SamplingConfig
 from itg_data.stream import ChunkStream
-from itg_data.video import open_video
+from itg_data.video import VideoReader, open_video
 from itg_model import FrameGrounder, upload
 from itg_model import frames as frames_module
 from itg_model.upload import UploadStream, upload_chunk
@@ -165,6 +167,59 @@ def test_squashing_elsewhere_gives_the_same_features(tiny_model, tokenizer, vide
         np.testing.assert_array_equal(uploaded.source_idx, usual.source_idx)
         torch.testing.assert_close(uploaded.features, usual.features, rtol=0, atol=0)
     assert shown == usual.source_idx.tolist()
+
+
+def write_fading(path: Path) -> Path:
+    """48 frames of few colours, each another, with a keyframe every fourth."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4, options={"g": "4", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(48):
+            image = np.full((48, 64, 3), (5 * i, 250 - 5 * i, 60), dtype=np.uint8)
+            image[:, i : i + 16] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_frames_that_come_out_of_order_are_put_in_order(
+    tiny_model, tokenizer, tmp_path, monkeypatch
+):
+    path = write_fading(tmp_path / "fading.mp4")
+    grounder = FrameGrounder(tiny_model, tokenizer, "tiny", frame_chunk=4)
+    wanted = grounder.encode(path, SAMPLING)
+    later_came, came = threading.Event(), []
+    read, stream = ExactDecoder.read, VideoReader.stream
+    encode_frames = tiny_model.encode_frames
+
+    def read_the_start_last(decoder, source_idx):
+        if 0 in source_idx:
+            assert later_came.wait(timeout=600)
+        yield from read(decoder, source_idx)
+
+    def note(pixels, *args):
+        later_came.set()
+        return encode_frames(pixels, *args)
+
+    def stream_with_four(reader, *args, **options):
+        return stream(reader, *args, **options, num_workers=4)
+
+    monkeypatch.setattr(ExactDecoder, "read", read_the_start_last)
+    monkeypatch.setattr(VideoReader, "stream", stream_with_four)
+    monkeypatch.setattr(frames_module, "_squashes_frames", lambda _: True)
+    monkeypatch.setattr(tiny_model, "encode_frames", note)
+    with grounder.open(path, SAMPLING) as opened:
+        chunks = opened._chunks
+        monkeypatch.setattr(
+            opened, "_chunks", lambda: (came.extend(c[0].source_idx) or c for c in chunks())
+        )
+        encoded = grounder.encode_opened(opened)
+    assert came != sorted(came)
+    np.testing.assert_array_equal(encoded.source_idx, range(48))
+    np.testing.assert_array_equal(encoded.time_s, wanted.time_s)
+    torch.testing.assert_close(encoded.features, wanted.features)
+    # frames in another order would be told by their features
+    assert (wanted.features.diff(dim=0).abs().amax((1, 2)) > 1e-3).all()
 
 
 @pytest.mark.gpu

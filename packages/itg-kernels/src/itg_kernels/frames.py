@@ -20,6 +20,10 @@ _MAX_VALUES = 2**31 - 2**12
 def squash_frames(frames: Tensor, size: int, *, backend: Backend = "auto") -> Tensor:
     """Resizes frames to a square as PIL does with its bicubic filter; the aspect is not kept.
 
+    The horizontal pass comes first, whatever the shape. Pillow from 12.3 on puts the vertical one
+    first for frames more than 100 times as tall as wide that are to be lower, and as each pass
+    rounds, it then gives other bits; before, it gave these.
+
     The first call with a new height or width waits for the device, to which it brings a table.
 
     Args:
@@ -46,7 +50,7 @@ def squash_frames(frames: Tensor, size: int, *, backend: Backend = "auto") -> Te
     if num_frames == 0:
         return frames.new_empty((0, size, size, 3))
     resample = frames_reference.resample if resolved == "torch" else _kernels().resample
-    # PIL's order, which matters because each pass rounds; a pass that keeps the length is none
+    # the order matters because each pass rounds; a pass that keeps the length is none
     rows = frames.reshape(num_frames * height, width, 3)
     if width != size:
         rows = resample(rows, size)

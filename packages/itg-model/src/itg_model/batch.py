@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from itg_data.records import FrameSelection
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from itg_model.devices import resolve_device
 from itg_model.grounder import FrameGrounder
 from itg_model.journal import Journal, Share
 from itg_model.many import FailedSelection
@@ -45,8 +47,7 @@ def run_many(request: "Request") -> tuple[str, int]:
     if path is None and share.num_ranks > 1:
         raise ValueError("several processes need --json FILE: each writes one beside it")
     asked = _deal(_read(request), share)
-    on_gpu = share.num_ranks > 1 and request.device in ("auto", "cuda")
-    grounder = load_grounder(request, f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else None)
+    grounder = load_grounder(request, _pick_gpu(request.device, share))
     with closing(
         Journal(path, share, lambda found: _check_fit(found, request, grounder))
     ) as journal:
@@ -58,6 +59,22 @@ def run_many(request: "Request") -> tuple[str, int]:
     if num_failed:
         summary += f"; {num_failed} failed, and the lines with an error say why"
     return summary, num_failed
+
+
+def _pick_gpu(device: str, share: Share) -> str | None:
+    """The GPU that is this process's; None where `device` says all there is to say.
+
+    Raises:
+        ValueError: Nothing tells which.
+    """
+    if share.num_ranks == 1 or resolve_device(device) != torch.device("cuda"):
+        return None
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            "several processes need LOCAL_RANK in the environment, as torchrun sets it, to take a "
+            "GPU each; or name one by --device cuda:N"
+        )
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def _read(request: "Request") -> list[tuple[str, str]]:

@@ -130,13 +130,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             request = tyro.cli(Request, prog="itg-select", args=argv)
             _check(request)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return _fail(error)
         if request.model == TINY:
             print(f"itg-select: {TINY_WARNING}", file=sys.stderr)
         try:
             return _run_many(request) if request.asks_many else _run(request)
-        except (ItgError, OSError) as error:
+        except (ItgError, ValueError, OSError) as error:
             return _fail(error)
     except KeyboardInterrupt:
         print("itg-select: interrupted", file=sys.stderr)
@@ -158,6 +158,8 @@ def _check(request: Request) -> None:
     request.to_sampling()
     if request.top_k < 1:
         raise ValueError(f"--top-k must be >= 1, got {request.top_k}")
+    if request.max_pooled_side is not None and request.max_pooled_side < 1:
+        raise ValueError(f"--max-pooled-side must be >= 1, got {request.max_pooled_side}")
     parse_policy_params(request.policy, request.policy_param)
     _check_question(request)
     if request.save_frames is not None and request.save_frames.is_file():
@@ -204,6 +206,11 @@ def _check_outputs(request: Request) -> None:
             raise ValueError(f"{option} {path}: no such directory")
         if path is not None and path.is_dir():
             raise ValueError(f"{option} {path}: is a directory, not a file")
+        if path is not None and option != "--json" and request.decode == "nvdec":
+            raise ValueError(
+                f"{option} needs the frames, which --decode nvdec leaves on the GPU; "
+                "leave one of the two out"
+            )
     if request.plot is not None:
         from itg_model.plot import check_plot
 
@@ -213,10 +220,7 @@ def _check_outputs(request: Request) -> None:
 def _run_many(request: Request) -> int:
     from itg_model.batch import run_many
 
-    try:
-        summary, num_failed = run_many(request)
-    except ValueError as error:
-        return _fail(error)
+    summary, num_failed = run_many(request)
     print(f"itg-select: {summary}", file=sys.stderr)
     return 1 if num_failed else 0
 
@@ -305,6 +309,7 @@ def load_grounder(request: Request, device: str | None = None) -> "FrameGrounder
 @contextmanager
 def _show_progress(name: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     console = Console(stderr=True)
@@ -312,7 +317,8 @@ def _show_progress(name: str) -> Iterator[Callable[[int, int], None]]:
         task = bars.add_task("loading the model", total=None)
 
         def show(num_done: int, num_frames: int) -> None:
-            bars.update(task, description=f"reading {name}", completed=num_done, total=num_frames)
+            reading = f"reading {escape(name)}"
+            bars.update(task, description=reading, completed=num_done, total=num_frames)
 
         yield show
 

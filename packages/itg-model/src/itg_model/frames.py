@@ -184,12 +184,19 @@ def check_decode(decode: Decode, device: torch.device) -> None:
     """Checks that `decode` can be had.
 
     Raises:
-        ValueError: It is unknown, or needs a GPU that the model does not run on.
+        ValueError: It is unknown, needs a GPU that the model does not run on, or the extra
+            `itg-model[nvdec]` and a driver, which are not there.
     """
     if decode not in ("auto", "pyav", "decord", "nvdec"):
         raise ValueError(f"decode must be auto, pyav, decord or nvdec, got {decode!r}")
-    if decode == "nvdec" and device.type != "cuda":
+    if decode != "nvdec":
+        return
+    if device.type != "cuda":
         raise ValueError(f"decode nvdec needs the model on an NVIDIA GPU, but it is on {device}")
+    from itg_model.nvdec_sessions import explain_missing
+
+    if missing := explain_missing():
+        raise ValueError(f"decode {missing}")
 
 
 def _squashes_frames(device: torch.device) -> bool:

@@ -117,7 +117,7 @@ class FrameGrounder:
                 comes along, or `owner/name` on the Hugging Face hub.
             device: `auto` takes a GPU if there is one.
             dtype: `auto` takes bfloat16 on a GPU that has it, float16 on one that has not, and
-                float32 on the CPU.
+                float32 on the CPU. Another than that is part of the model's name in records.
             vision_config: See `FrameGroundingModel.from_pretrained`.
             vision_checkpoint: See `FrameGroundingModel.from_pretrained`.
             attn_implementation: See `FrameGroundingModel`; `sdpa` is rebuilt for inference, the
@@ -150,8 +150,16 @@ class FrameGrounder:
         if attn_implementation == "sdpa" or precision != "native":
             model.for_inference(precision=precision)
         # what moves scores is part of the name, so that records of two kinds never mix
-        name = str(path_or_hub_id) + ("" if precision == "native" else f"+{precision}")
-        name += "" if max_pooled_side is None else f"+side{max_pooled_side}"
+        marks = (
+            (vision_checkpoint, vision_checkpoint is not None),
+            (str(dtype).removeprefix("torch."), dtype != resolve_dtype("auto", device)),
+            (attn_implementation, attn_implementation != "sdpa"),
+            (precision, precision != "native"),
+            (f"side{max_pooled_side}", max_pooled_side is not None),
+        )
+        name = "+".join(
+            [str(path_or_hub_id), *(str(mark) for mark, is_unusual in marks if is_unusual)]
+        )
         return cls(model, tokenizer, name, frame_chunk, decode, max_pooled_side)
 
     @property

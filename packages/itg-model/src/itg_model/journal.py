@@ -8,6 +8,7 @@ rest. Under torchrun each process writes a file of its own and reads everyone's.
 import fcntl
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ from typing import BinaryIO
 
 from itg_data.errors import RecordError
 from itg_data.files import write_atomic
-from itg_data.records import FrameSelection, from_json, to_json
+from itg_data.records import SCHEMA_VERSION, FrameSelection, from_json, to_json
 
 from itg_model.many import FailedSelection
+
+# How `Journal.write` begins every line.
+_LINE_START = f'{{"schema_version": {SCHEMA_VERSION}, "video": "'.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,15 @@ class Journal:
     """Writes results, and knows those of earlier runs.
 
     Args:
-        path: The file; None writes to stdout, where nothing is known of earlier runs.
+        path: The file; None writes to stdout, where nothing is known of earlier runs, nor is it
+            where `path` is a pipe or a device.
         share: This process's part.
         fits: Refuses a result of another model or other options, by a ValueError that says which.
 
     Raises:
-        ValueError: The file holds something else, or another process writes to it.
+        ValueError: The file holds something else, another process writes to it, or there are
+            several processes and `path` is no file, beside which they could write.
+        OSError: It cannot be read, written or locked.
     """
 
     def __init__(
@@ -59,9 +66,14 @@ class Journal:
         self._file: BinaryIO | None = None
         if path is None:
             return
+        if path.exists() and not path.is_file():
+            if share.num_ranks > 1:
+                raise ValueError(f"{path}: is no file, beside which each process could write one")
+            # to read what a pipe holds would wait for ever: this process holds its other end
+            self._file = path.open("wb")
+            return
         own = share.path_of(path)
-        others = {path, *path.parent.glob(f"{path.stem}.rank*{path.suffix}")} - {own}
-        for other in sorted(others):
+        for other in sorted({path, *_find_ranks(path)} - {own}):
             if other.exists():
                 self._read(other, fits)
         self._file = _lock(own)
@@ -95,30 +107,82 @@ class Journal:
 
     def _read(self, path: Path, fits: Callable[[FrameSelection], None]) -> bytes:
         """Takes note of a file's results; returns the lines that are to stay."""
+        *lines, tail = path.read_bytes().split(b"\n")
+        if tail and not _is_cut_off(tail):
+            lines.append(tail)
         kept: list[bytes] = []
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):
-                continue
+        for number, line in enumerate(lines, start=1):
             try:
-                data = json.loads(line)
-                if isinstance(data, dict) and "error" in data:
+                selection = _parse(line)
+                if selection is None:
                     continue
-                selection = from_json(FrameSelection, data)
                 fits(selection)
-            except (ValueError, RecordError) as error:
+            except ValueError as error:
                 raise ValueError(
                     f"{path}:{number}: {error}; name another file, or remove this one"
                 ) from None
             self.done.add((selection.video, selection.question))
-            kept.append(line)
+            kept.append(line + b"\n")
         return b"".join(kept)
 
 
-def _lock(path: Path) -> BinaryIO:
-    file = path.open("ab")
+def _find_ranks(path: Path) -> list[Path]:
+    """The files beside `path` that processes of torchrun wrote; see `Share.path_of`."""
+    name = re.compile(rf"{re.escape(path.stem)}\.rank\d+{re.escape(path.suffix)}")
+    return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether it is the beginning of a line of ours; what others began is not ours to drop."""
+    if not (line.startswith(_LINE_START) or _LINE_START.startswith(line)):
+        return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
+
+
+def _parse(line: bytes) -> FrameSelection | None:
+    """Reads a whole line; None if it tells of a failure.
+
+    Raises:
+        ValueError: It is neither a selection nor a failure.
+    """
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("is no result") from None
+    try:
+        if isinstance(data, dict) and "error" in data:
+            from_json(FailedSelection, data)
+            return None
+        return from_json(FrameSelection, data)
+    except RecordError as error:
+        raise ValueError(f"is no result ({error})") from None
+
+
+def _lock(path: Path) -> BinaryIO:
+    """Opens a file that no other process has, to write behind its end."""
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still_at(path, file):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise ValueError(f"{path}: another process writes to it") from None
+        except OSError as error:
+            file.close()
+            error.filename = os.fspath(path)
+            raise
         file.close()
-        raise ValueError(f"{path}: another process writes to it") from None
-    return file
+
+
+def _is_still_at(path: Path, file: BinaryIO) -> bool:
+    """Whether `path` leads to an open file: whoever had the lock before may have replaced it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

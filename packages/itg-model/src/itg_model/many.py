@@ -77,8 +77,8 @@ class _Ahead:
 
     def close(self) -> None:
         """Lets go of a video that nobody will look at."""
-        if self._next is not None and self._next[2].exception() is None:
-            self._next[2].result().close()
+        if self._next is not None:
+            _close_once_open(self._next[2])
 
 
 def _select_in(
@@ -90,7 +90,7 @@ def _select_in(
     choose: Callable[[EncodedVideo, str], FrameSelection],
 ) -> Iterator[FrameSelection | FailedSelection]:
     try:
-        with opening.result() as opened:
+        with _wait_for(opening) as opened:
             encoded = encode(opened)
     except _FAILURES as error:
         start_next()
@@ -104,6 +104,25 @@ def _select_in(
         except _FAILURES as error:
             result = FailedSelection(video=video, question=question, error=_describe(error))
         yield result
+
+
+def _wait_for(opening: Future[SampledVideo]) -> SampledVideo:
+    try:
+        return opening.result()
+    except BaseException:
+        # an interrupt may come before the video is open
+        _close_once_open(opening)
+        raise
+
+
+def _close_once_open(opening: Future[SampledVideo]) -> None:
+    """Closes a video that nobody will look at, now or as soon as it is there; does not wait."""
+
+    def close(done: Future[SampledVideo]) -> None:
+        if done.exception() is None:
+            done.result().close()
+
+    opening.add_done_callback(close)
 
 
 def _group(asked: Iterable[Asked]) -> Iterator[tuple[str, list[str]]]:

@@ -5,9 +5,12 @@ stretches between entry packets, fed with the file's packets, so frames are told
 presentation times just as on the CPU. Colours follow libswscale's integer arithmetic to the bit,
 and the squash is PIL's filter to the bit.
 
-NVDEC says nothing of damage, so it is no replacement for the CPU: files that are odd, damaged or
-of other codecs than H.264 and HEVC with 8 bits 4:2:0 are refused, and one frame of every stream is
-compared with the CPU's. It is in this package because frames are torch tensors.
+NVDEC says nothing of damage, so it is no replacement for the CPU. Refused is what is not known to
+come out the same: other codecs than H.264 and HEVC with 8 bits 4:2:0, other colour matrices than
+BT.601 and BT.709, interlaced frames, odd sizes, packets that do not name their frames, packets that
+are known to be damaged, files that break off or do not start with a clean keyframe. Edit lists,
+open GOPs and further streams are read. One frame of every stream is compared with the CPU's. It is
+in this package because frames are torch tensors.
 
 Needs the extra `itg-model[nvdec]`.
 """
@@ -35,7 +38,7 @@ from itg_model.nvdec_sessions import (
     CODECS,
     DEFAULT_SESSIONS,
     SessionKind,
-    nvc,
+    explain_missing,
     sessions,
     start_session,
 )
@@ -131,14 +134,12 @@ class NvdecStream(ChunkStream[Tensor]):
             dtype=torch.uint8,
             device=device,
         )
-        if probe.orientation.transpose:
-            height, width = width, height
         super().__init__(
             probe,
             wanted,
             chunk_size,
             lambda _: NvdecDecoder(cpu, device),
-            image_shape=(height * 3 // 2, width),
+            image_shape=_planes_shape(probe),
             ordered=ordered,
             num_workers=num_workers or DEFAULT_SESSIONS,
         )
@@ -211,6 +212,8 @@ class NvdecDecoder:
         index = cpu.probe.index
         assert index is not None, "refused by open_nvdec"
         self._index: PacketIndex = index
+        self._path = cpu.path
+        self._planes_shape = _planes_shape(cpu.probe)
         torch.cuda.set_device(device)
         self._container = cpu.source.open_container()
         try:
@@ -236,6 +239,9 @@ class NvdecDecoder:
 
         Yields:
             Source index of each, in the order they come, and its NV12 planes [H * 3 / 2, W].
+
+        Raises:
+            VideoError: A frame is of another size than the first.
         """
         entry_of = find_entries(self._index, wanted)
         for entry in np.unique(entry_of).tolist():
@@ -256,6 +262,10 @@ class NvdecDecoder:
                 with torch.cuda.stream(cuda_stream):
                     planes = torch.from_dlpack(frame).clone()
                 cuda_stream.synchronize()
+                if tuple(planes.shape) != self._planes_shape:
+                    # who knows what it keeps of either size
+                    self._session.distrust()
+                    raise VideoError(self._path, "changes its size, which nvdec does not follow")
                 yield place, planes
 
     def close(self) -> None:
@@ -270,24 +280,28 @@ def open_nvdec(path: str | os.PathLike[str], device: torch.device | str = "cuda:
     Raises:
         VideoError: The file cannot be read as a video, or not exactly by NVDEC, or there is none.
     """
-    try:
-        nvc()
-    except (ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise VideoError(
-            os.fspath(path), f"nvdec needs itg-model[nvdec] and an NVIDIA driver ({reason})"
-        ) from None
+    missing = explain_missing()
+    if missing is not None:
+        raise VideoError(os.fspath(path), missing)
     cpu = open_video(path)
     try:
         _refuse_what_is_odd(cpu)
-        return NvdecReader(cpu, torch.device(device))
+        return NvdecReader(cpu, _with_index(torch.device(device)))
     except BaseException:
         cpu.close()
         raise
 
 
+def _with_index(device: torch.device) -> torch.device:
+    """Names the GPU that `cuda` means: other threads may mean another by it."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def _refuse_what_is_odd(cpu: VideoReader) -> None:
     probe = cpu.probe
+    oddities = ", ".join(probe.oddities)
     reason = None
     if probe.codec not in CODECS:
         reason = f"nvdec is not known to be exact on {probe.codec} video"
@@ -300,9 +314,11 @@ def _refuse_what_is_odd(cpu: VideoReader) -> None:
     elif probe.height % 2 or probe.width % 2:
         reason = f"nvdec is not known to be exact on odd sizes ({probe.width}x{probe.height})"
     elif probe.index is None:
-        reason = f"nvdec needs packets that name their frames, and this file {probe.oddities[0]}"
-    elif len(probe.index.damaged):
-        reason = f"nvdec hides damage, and this file {probe.oddities[0]}"
+        reason = f"nvdec needs packets that name their frames, and this file {oddities}"
+    elif len(probe.index.damaged) or any(o.startswith("breaks off") for o in probe.oddities):
+        reason = f"nvdec hides damage, and this file {oddities}"
+    elif "does not start with a clean keyframe" in probe.oddities:
+        reason = f"nvdec hides that frames lack others, and this file {oddities}"
     if reason is not None:
         raise VideoError(cpu.path, reason)
 
@@ -320,6 +336,14 @@ def find_matrix(probe: VideoProbe) -> tuple[int, ...]:
 def _to_int16(coefficient: int) -> int:
     """Turns 16.16 into 2.13, as libswscale rounds."""
     return (coefficient * 8192 + (1 << 15)) >> 16
+
+
+def _planes_shape(probe: VideoProbe) -> tuple[int, int]:
+    """Of the NV12 planes of a frame as it is coded, before it is turned."""
+    height, width = probe.height, probe.width
+    if probe.orientation.transpose:
+        height, width = width, height
+    return height * 3 // 2, width
 
 
 def _cheapest_frame(probe: VideoProbe, wanted: npt.NDArray[np.int64]) -> int:

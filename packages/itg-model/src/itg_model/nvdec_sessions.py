@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from itg_data.source import explain
 
 # An H100 and an H200 have seven decoders; sessions beyond that share them.
 DEFAULT_SESSIONS = 7
@@ -67,6 +68,10 @@ class Session:
         except BaseException:
             self._is_sound = False
             raise
+
+    def distrust(self) -> None:
+        """Keeps the session from going on with another video."""
+        self._is_sound = False
 
     def settle(self) -> bool:
         """Throws away what the session holds back; whether it can go on with another video."""
@@ -159,6 +164,15 @@ def start_session(kind: SessionKind) -> Session:
 def nvc() -> Any:
     """The untyped package itself, imported on first use: it needs the NVIDIA driver."""
     return importlib.import_module("PyNvVideoCodec")
+
+
+def explain_missing() -> str | None:
+    """Says what NVDEC lacks here; None where it can be had."""
+    try:
+        nvc()
+    except (ImportError, RuntimeError) as error:
+        return f"nvdec needs itg-model[nvdec] and an NVIDIA driver ({explain(error)})"
+    return None
 
 
 def _current_context() -> int:

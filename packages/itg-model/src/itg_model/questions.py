@@ -1,6 +1,7 @@
 """What is asked of which video, from a file of questions and a file or folder of videos."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,8 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     if path.suffix.lower() == ".csv":
         yield from _csv_rows(path, text)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    # not splitlines: text may hold other characters that Unicode takes for the end of a line
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         if path.suffix.lower() == ".jsonl":
@@ -81,7 +83,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(text))
     if "question" not in (reader.fieldnames or ()):
         raise ValueError(f"{path}:1: the first line must name the columns, one of them question")
     try:
