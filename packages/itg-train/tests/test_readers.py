@@ -7,7 +7,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from itg_data.errors import VideoError
+from itg_data.errors import ItgError, VideoError
 from itg_data.sampling import SamplingConfig
 from itg_train import readers
 from itg_train.index import look_at
@@ -166,3 +166,20 @@ def test_a_terminals_interrupt_is_not_for_readers(video):
 @pytest.mark.parametrize("video", ["a\0b.png", "a\0b.mp4"])
 def test_a_path_that_no_file_can_have_is_named(tmp_path, video):
     assert look_at(tmp_path, video).reason == "embedded null byte"
+
+
+def test_readers_that_cannot_start_are_no_fault_of_a_file(video, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(7)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with closing(Readers(1)) as pool, pytest.raises(ItgError) as caught:
+        pool.read(video, SAMPLING, 32)
+    assert not isinstance(caught.value, VideoError)
+    assert "no process that reads videos can be started" in str(caught.value)
+    assert "exit status 7" in str(caught.value)
+
+
+def test_what_a_library_prints_while_it_is_imported_is_no_answer(video, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('hello')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with closing(Readers(1)) as pool:
+        assert len(pool.read(video, SAMPLING, 32).frames) == 5
