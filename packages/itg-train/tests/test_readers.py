@@ -8,7 +8,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 from itg_data.errors import ItgError, VideoError
-from itg_data.sampling import SamplingConfig
+from itg_data.resize import squash
+from itg_data.sampling import SamplingConfig, sample_source_indices
+from itg_data.video import VideoReader, open_video
 from itg_train import readers
 from itg_train.index import look_at
 from itg_train.readers import Readers
@@ -32,6 +34,26 @@ def test_readers_give_what_is_read_in_this_process(video):
         assert np.array_equal(squares.frames, wanted.frames)
         assert np.array_equal(squares.time_s, wanted.time_s)
         assert squares.num_missing == wanted.num_missing == 0
+
+
+def test_frames_are_squashed_as_they_come_to_what_they_are_as_a_whole(video, monkeypatch):
+    with open_video(video) as reader:
+        wanted = reader.read(sample_source_indices(reader.num_frames, reader.fps, SAMPLING))
+    stream, asked = VideoReader.stream, []
+
+    def watch(self, source_idx, chunk_size, **options):
+        asked.append((chunk_size, options["size"]))
+        return stream(self, source_idx, chunk_size, **options)
+
+    monkeypatch.setattr(VideoReader, "stream", watch)
+    # which would hold all of them at their full size
+    monkeypatch.setattr(VideoReader, "read", None)
+    monkeypatch.setattr("itg_train.squares.CHUNK_FRAMES", 2)
+    found = read_squares(video, SAMPLING, 24)
+    assert asked == [(2, 24)]
+    assert np.array_equal(found.frames, [squash(frame, 24) for frame in wanted.frames])
+    assert np.array_equal(found.time_s, wanted.time_s)
+    assert found.num_missing == 0
 
 
 def test_an_image_is_a_video_of_one_frame(tmp_path):
