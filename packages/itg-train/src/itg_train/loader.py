@@ -146,7 +146,8 @@ def iterate_steps(
         frames = sample.frames.pin_memory() if pin else sample.frames
         return replace(sample, sides=item.sides, frames=frames)
 
-    with ThreadPoolExecutor(num_workers) as pool, ThreadPoolExecutor(1) as planning:
+    pool, planning = ThreadPoolExecutor(num_workers), ThreadPoolExecutor(1)
+    try:
         submit = _submitter(planner, rank, pool, load)
         pending = deque(
             planning.submit(submit, step)
@@ -156,6 +157,10 @@ def iterate_steps(
             if step + ahead < num_steps:
                 pending.append(planning.submit(submit, step + ahead))
             yield _gather(step, pending.popleft().result())
+    finally:
+        # who stops early does not want what is read ahead: waiting for it would take half a minute
+        planning.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 _Loaded = list[list[Future[VideoSample | VideoError]]]
