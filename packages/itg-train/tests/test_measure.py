@@ -74,3 +74,18 @@ def test_a_run_whose_data_are_gone_ends_in_one_line_before_it_learns_nothing(mak
     with pytest.raises(RunError, match="are the data still there") as caught:
         timer.take(BLIND)
     assert "\n" not in str(caught.value)
+
+
+def test_videos_that_any_process_skips_are_named_once_by_the_first(make_timer, caplog):
+    of_others = measure.StepCount(skipped=("b.mp4: is empty", "a.mp4: no such file"))
+    metrics = make_timer(of_others).take(BLIND)
+    assert metrics.skipped == 2
+    assert sorted(caplog.messages) == [
+        "step 0 goes without a video: a.mp4: no such file",
+        "step 0 goes without a video: b.mp4: is empty",
+    ]
+    caplog.clear()
+    timer = make_timer(of_others)
+    timer.processes = replace(timer.processes, rank=1)
+    timer.take(BLIND)
+    assert caplog.messages == []

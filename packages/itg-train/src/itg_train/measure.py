@@ -1,5 +1,6 @@
 """How a step went: its loss, and what it cost all processes together."""
 
+import logging
 import resource
 import time
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from itg_train.metrics import StepMetrics
 from itg_train.rundir import RunError
 from itg_train.schedule import scale_learning_rate
 
+logger = logging.getLogger(__name__)
+
 MAX_BLIND_STEPS = 10
 """Steps in a row of whose videos not one can be read, after which the data must be gone."""
 
@@ -29,14 +32,15 @@ class StepCount:
     """Through the trunk."""
     flops: float = 0.0
     """Of the model's own operations, gradients included."""
-    skipped: int = 0
+    skipped: tuple[str, ...] = ()
+    """Videos that could not be decoded, each with its reason, once."""
 
     def __add__(self, other: "StepCount") -> "StepCount":
         return StepCount(
             self.questions + other.questions,
             self.tokens + other.tokens,
             self.flops + other.flops,
-            self.skipped + other.skipped,
+            tuple(dict.fromkeys(self.skipped + other.skipped)),
         )
 
 
@@ -54,7 +58,7 @@ def count_step(config: TrainConfig, batch: StepBatch, *, causal: bool = False) -
             length = num_seen + int((ids != VIDEO_TOKEN_ID).sum())
             num_tokens += length
             flops += trunk_factor * (forward.trunk(length) + forward.projector(num_seen))
-    return StepCount(batch.num_questions, num_tokens, flops, len(batch.skipped))
+    return StepCount(batch.num_questions, num_tokens, flops, batch.skipped)
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -102,6 +106,9 @@ class StepTimer:
         config, processes = self.config, self.processes
         mine = count_step(config, batch, causal=config.task == "chat")
         total = sum(gather_from_all(mine), StepCount())
+        if processes.is_first:
+            for video in total.skipped:
+                logger.warning("step %d goes without a video: %s", batch.step, video)
         self._check_readable(total)
         lr_factor = scale_learning_rate(batch.step, config.num_steps, config.optim)
         # the mean over processes of their sums, so weighted, is the mean over all questions
@@ -122,7 +129,7 @@ class StepTimer:
             lr=lr_factor * config.optim.lr,
             grad_norm=grad_norm,
             samples=total.questions,
-            skipped=total.skipped,
+            skipped=len(total.skipped),
             s_per_step=taken_s,
             samples_per_s=total.questions / taken_s,
             tokens_per_s=total.tokens / taken_s,
