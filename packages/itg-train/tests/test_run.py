@@ -175,6 +175,18 @@ def test_two_processes_with_many_passes_killed_and_gone_on_with_by_one_learn_the
     assert read_metrics(home / "pair", "loss") == pytest.approx(packed, rel=1e-3)
 
 
+def test_what_is_left_of_a_state_by_more_processes_is_no_part_of_that_of_fewer(home):
+    changes = ("--num-steps", "4", "--groups-per-step", "2", "--save-every", "2")
+    finish(start(home, "mixed", *changes, "--nproc", "2"))
+    # as if it had been killed while its last state was written
+    latest = home / "mixed" / "state" / "latest"
+    latest.write_text(json.dumps({"tag": "step-2", "step": 2, "world_size": 2}))
+    finish(start(home, "mixed", *changes))
+    parts = [path.name for path in (home / "mixed" / "state" / "step-4").glob("*optim*")]
+    assert len(parts) == 1, parts
+    assert json.loads(latest.read_text())["world_size"] == 1
+
+
 @pytest.mark.parametrize(
     "launcher",
     [

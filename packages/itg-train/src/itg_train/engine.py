@@ -208,8 +208,10 @@ class Engine:
 
         Raises:
             RunError: The disk is full, or cannot be written to; the state before stays in force.
+            OSError: What is left of such a state cannot be removed.
         """
         tag = f"step-{step}"
+        first_does(lambda: self._clear(tag))
         try:
             self._engine.save_checkpoint(
                 # `latest` not by DeepSpeed, which would leave it empty for a moment
@@ -231,6 +233,15 @@ class Engine:
             saved = sorted(self.directory.glob("step-*"), key=_step_of)
             for outdated in saved[:-KEPT_STATES]:
                 shutil.rmtree(outdated)
+
+    def _clear(self, tag: str) -> None:
+        """Removes what a killed process left of a state: other processes' parts would stay in it.
+
+        `latest` names an earlier one.
+        """
+        for leftover in (self.directory / tag, self.directory / _universal(tag)):
+            if leftover.exists():
+                shutil.rmtree(leftover)
 
     def load_state(self) -> int:
         """Restores the newest state and gives the number of steps done; 0 where there is none.
