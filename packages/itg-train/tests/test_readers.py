@@ -205,3 +205,37 @@ def test_what_a_library_prints_while_it_is_imported_is_no_answer(video, tmp_path
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with closing(Readers(1)) as pool:
         assert len(pool.read(video, SAMPLING, 32).frames) == 5
+
+
+@pytest.mark.parametrize("video", ["pipe.png", "pipe.mp4"])
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path, video):
+    os.mkfifo(tmp_path / video)
+    with closing(Readers(1)) as pool:
+        assert pool.look(tmp_path, video).reason == "is not a regular file"
+        with pytest.raises(VideoError, match="is not a regular file"):
+            pool.read(tmp_path / video, SAMPLING, 32)
+
+
+HOSTILE = [
+    (NotImplementedError("no such\ncodec"), "NotImplementedError: no such"),
+    (MemoryError(), "MemoryError"),
+    (SyntaxError("broken PNG file"), "SyntaxError: broken PNG file"),
+]
+
+
+@pytest.mark.parametrize(("error", "reason"), HOSTILE, ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_whatever_a_decoder_raises_is_the_files_reason(
+    tmp_path, video, monkeypatch, name, error, reason
+):
+    def fail(*_, **__):
+        raise error
+
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.mp4").write_bytes(video.read_bytes())
+    monkeypatch.setattr("itg_train.squares.Image.open", fail)
+    for module in ("squares", "index"):
+        monkeypatch.setattr(f"itg_train.{module}.open_video", fail)
+    assert look_at(tmp_path, name).reason == reason
+    request = {"path": str(tmp_path / name), "sampling": {}, "size": 8}
+    assert readers._answer(request) == ({"path": str(tmp_path / name), "reason": reason}, b"")

@@ -27,7 +27,7 @@ from itg_data.errors import ItgError, VideoError
 from itg_data.sampling import SamplingConfig
 
 from itg_train.index import VideoFacts, look_at
-from itg_train.squares import Squares, read_squares
+from itg_train.squares import Squares, describe_failure, read_squares
 
 ReadSquares = Callable[[Path, SamplingConfig, int], Squares]
 """`read_squares`, or a way to have it done."""
@@ -183,11 +183,14 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """What goes back: an object, and the bytes of frames after it."""
     if "video" in request:
         return {"facts": asdict(look_at(Path(request["root"]), request["video"]))}, b""
+    sampling = SamplingConfig(**request["sampling"])
     try:
-        sampling = SamplingConfig(**request["sampling"])
         squares = read_squares(Path(request["path"]), sampling, request["size"])
     except VideoError as error:
         return {"path": error.path, "reason": error.reason}, b""
+    except Exception as error:
+        # what a file does to a decoder costs that file, not the reader as well
+        return {"path": request["path"], "reason": describe_failure(error)}, b""
     facts = {"time_s": squares.time_s.tolist(), "num_missing": squares.num_missing}
     frames = np.ascontiguousarray(squares.frames).data
     return {"shape": squares.frames.shape} | facts, frames
