@@ -154,6 +154,27 @@ def test_features_of_another_tower_or_a_cut_off_file_are_none(make_dataset, with
     assert dataset.store.read(video) is None
 
 
+def test_a_replaced_video_meets_no_old_features_and_a_copy_of_the_set_does(
+    make_dataset, with_store, scripted, tmp_path
+):
+    for name in ("set", "copy"):
+        # its files' times are not kept
+        shutil.copytree(scripted[0], tmp_path / name, copy_function=shutil.copyfile)
+    dataset, copy = (with_store(make_dataset(root=tmp_path / name)) for name in ("set", "copy"))
+    video = dataset.groups[0].video
+    dataset.store.write(video, StoredFeatures(features=torch.rand(12, 16, 16), time_s=np.zeros(12)))
+    assert copy.store.read(video) is not None
+    path = tmp_path / "set" / video
+    whole = path.read_bytes()
+    for place in (30, len(whole) - 30):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert dataset.store.read(video) is None
+    path.write_bytes(whole)
+    assert dataset.store.read(video) is not None
+
+
 def test_a_video_that_vanished_is_an_error_of_its_own_name(make_dataset, scripted, tmp_path):
     root = tmp_path / "set"
     shutil.copytree(scripted[0], root)
