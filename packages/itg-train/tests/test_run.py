@@ -187,6 +187,17 @@ def test_what_is_left_of_a_state_by_more_processes_is_no_part_of_that_of_fewer(h
     assert json.loads(latest.read_text())["world_size"] == 1
 
 
+def test_more_processes_go_on_from_a_state_of_fewer_and_learn_the_same(home):
+    changes = ("--num-steps", "6", "--groups-per-step", "2", "--save-every", "3")
+    finish(start(home, "more", *changes))
+    losses = read_metrics(home / "more", "loss")
+    latest = home / "more" / "state" / "latest"
+    latest.write_text(json.dumps({"tag": "step-3", "step": 3, "world_size": 1}))
+    finish(start(home, "more", *changes, "--nproc", "2"))
+    assert json.loads(latest.read_text())["world_size"] == 2
+    assert read_metrics(home / "more", "loss") == pytest.approx(losses, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "launcher",
     [
