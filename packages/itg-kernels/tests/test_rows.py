@@ -43,6 +43,17 @@ def test_a_norm_is_that_of_float64_and_the_stream_moves_on(dtype, layer, extra, 
         close(hidden, moved.double(), dtype)
 
 
+def test_strided_rows_of_a_norm_are_read_as_they_are(target):
+    hidden = torch.randn(3, 24, device=target.device)
+    rows = torch.randn(24, 4, device=target.device)
+    weight, bias, after, _ = rows.T
+    wanted = F.layer_norm(hidden.double(), (24,), weight.double(), bias.double(), 1e-6)
+    moved = hidden + after
+    normed = norm_rows(hidden, weight, bias, add_after=after, backend=target.backend)
+    close(normed, wanted, torch.float32)
+    close(hidden, moved.double(), torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_activations_are_those_of_float64(dtype, target):
     for rows, width in shapes(target):

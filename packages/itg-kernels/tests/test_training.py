@@ -41,6 +41,22 @@ def test_the_norm_and_its_gradients_are_those_of_float64(dtype, target):
         )
 
 
+def test_a_strided_weight_and_strided_rows_are_read_as_they_are(target):
+    check(
+        lambda x, w: rms_norm(x.T, w[::2], eps=1e-5, backend=target.backend),
+        lambda x, w: F.rms_norm(x.T, (24,), w[::2], 1e-5),
+        [torch.randn(24, 5), torch.rand(48) + 0.5],
+        torch.float32,
+        target,
+    )
+
+
+def test_heads_of_an_odd_width_have_no_pairs_and_are_refused(target):
+    heads, table = torch.zeros(4, 2, 7, device=target.device), torch.ones(4, 3)
+    with pytest.raises(ValueError, match=r"with an even d, got \[4, 2, 7\]"):
+        rotate(heads, table.to(target.device), table.to(target.device), backend=target.backend)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_gate_and_its_gradients_are_those_of_float64(dtype, target):
     for shape in shapes(target):

@@ -98,3 +98,11 @@ def test_a_set_of_ones_own_is_named_and_not_where_it_lies(write, tmp_path):
     card = write([result("Where?", 0.9)], replace(CONFIG, data=data))
     assert "videos and questions like those of `mine.jsonl`" in card
     assert "Scripted videos" not in card
+
+
+def test_a_run_of_which_nothing_could_be_measured_has_a_card_that_says_so(write, run_dir):
+    card = write([])
+    assert "Nothing was measured" in card
+    assert "## Where it fails" not in card
+    with Image.open(run_dir.checkpoint / "curve.png") as picture:
+        assert picture.format == "PNG"

@@ -55,6 +55,26 @@ def test_an_image_that_is_nowhere_mentioned_comes_first(tokenizer):
     assert (ids == VIDEO_TOKEN_ID).sum() == 1
 
 
+@pytest.mark.parametrize("num_after", [1, 40])
+def test_a_conversation_cut_before_its_image_keeps_the_image_and_what_follows(tokenizer, num_after):
+    long = record("Wait. " * 60, "Yes.", "<image>\nWhat is this?", "A red square. " * num_after)
+    whole = ChatTask(tokenizer, "chatml", 10_000).encode(long)
+    task = ChatTask(tokenizer, "chatml", 100)
+    ids, labels = task.encode(long), task.label(long, np.zeros(1))
+    assert (whole[:100] != VIDEO_TOKEN_ID).all()
+    assert len(ids) == len(labels) == 100
+    assert (ids == VIDEO_TOKEN_ID).sum() == 1
+    assert "A red square." in tokenizer.decode(labels[labels != IGNORED])
+    # in one piece
+    assert any(torch.equal(piece, ids) for piece in whole.unfold(0, 100, 1))
+
+
+def test_a_conversation_cut_behind_its_image_begins_as_it_did(tokenizer):
+    long = record("<image>\nWhat is this?", "A red square. " * 60)
+    whole = ChatTask(tokenizer, "chatml", 10_000).encode(long)
+    assert torch.equal(ChatTask(tokenizer, "chatml", 100).encode(long), whole[:100])
+
+
 def test_a_tokenizer_without_marks_is_told_apart(tokenizer):
     assert has_marks(tokenizer)
     assert not has_marks(train_tokenizer(["no marks here"], 300))

@@ -1,7 +1,11 @@
+import logging
+
 import pytest
 from itg_train.cli import main, parse, take_nproc
 from itg_train.config import OptimConfig, to_plain
 from itg_train.recipes import RECIPES, to_options
+
+SPEAKING = ("itg_train.dataset", "itg_train.evaluate")
 
 
 def test_without_arguments_the_first_recipe_runs_as_it_is():
@@ -154,3 +158,23 @@ def test_the_options_told_of_a_config_make_it_again():
         word for word in told if word not in ("--num-steps", "7")
     ]
     assert to_options(recipe, to_plain(RECIPES[recipe]())) == []
+
+
+def test_what_befalls_a_process_alone_is_said_by_it_and_all_else_by_the_first(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("RANK", "1")
+
+    def run(recipe, config):
+        for module in ("dataset", "evaluate", "prepare"):
+            logging.getLogger(f"itg_train.{module}").warning("of %s", module)
+        return ""
+
+    monkeypatch.setattr("itg_train.run.run", run)
+    levels = {name: logging.getLogger(name).level for name in ("", *SPEAKING)}
+    try:
+        assert main(["--run-dir", str(tmp_path)]) == 0
+        assert capsys.readouterr().err == "of dataset\nof evaluate\n"
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

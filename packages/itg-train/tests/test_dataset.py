@@ -45,6 +45,16 @@ def test_the_cache_never_holds_more_than_it_may(make_dataset):
     assert dataset.load(0).frames is not first
 
 
+def test_the_video_used_longest_ago_leaves_the_cache_first(make_dataset):
+    num_bytes = make_dataset().load(0).num_bytes
+    dataset = make_dataset(cache_bytes=2 * num_bytes)
+    first, second = dataset.load(0).frames, dataset.load(1).frames
+    assert dataset.load(0).frames is first
+    dataset.load(2)
+    assert dataset.load(0).frames is first
+    assert dataset.load(1).frames is not second
+
+
 def test_unreadable_videos_are_named_and_dropped_and_no_other_takes_their_place(
     make_dataset, scripted, tmp_path
 ):
@@ -119,6 +129,19 @@ def test_stored_features_stand_in_for_decoding(make_dataset, with_store, monkeyp
     assert torch.equal(sample.frames, features)
 
 
+def test_a_cache_does_not_hide_stored_features(make_dataset, with_store):
+    dataset = with_store(make_dataset(cache_bytes=2**30))
+    seen = dataset.load(0)
+    assert not seen.has_features
+    # as the tower does once it has seen the pixels
+    stored = StoredFeatures(features=torch.rand(12, 16, 16), time_s=seen.time_s)
+    seen.store.write(seen.video, stored)
+    again = dataset.load(0)
+    assert again.has_features
+    assert again.store is None
+    assert dataset.load(0).frames is again.frames
+
+
 def test_features_of_another_tower_or_a_cut_off_file_are_none(make_dataset, with_store):
     dataset = with_store(make_dataset())
     video = dataset.groups[0].video
@@ -129,6 +152,27 @@ def test_features_of_another_tower_or_a_cut_off_file_are_none(make_dataset, with
     path = dataset.store.path(video)
     path.write_bytes(path.read_bytes()[:100])
     assert dataset.store.read(video) is None
+
+
+def test_a_replaced_video_meets_no_old_features_and_a_copy_of_the_set_does(
+    make_dataset, with_store, scripted, tmp_path
+):
+    for name in ("set", "copy"):
+        # its files' times are not kept
+        shutil.copytree(scripted[0], tmp_path / name, copy_function=shutil.copyfile)
+    dataset, copy = (with_store(make_dataset(root=tmp_path / name)) for name in ("set", "copy"))
+    video = dataset.groups[0].video
+    dataset.store.write(video, StoredFeatures(features=torch.rand(12, 16, 16), time_s=np.zeros(12)))
+    assert copy.store.read(video) is not None
+    path = tmp_path / "set" / video
+    whole = path.read_bytes()
+    for place in (30, len(whole) - 30):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert dataset.store.read(video) is None
+    path.write_bytes(whole)
+    assert dataset.store.read(video) is not None
 
 
 def test_a_video_that_vanished_is_an_error_of_its_own_name(make_dataset, scripted, tmp_path):

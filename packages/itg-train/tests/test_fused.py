@@ -16,6 +16,9 @@ from itg_train.loss import GroundingLoss
 from itg_train.parameters import choose_trainable
 from itg_train.recompute import Forgetting
 from itg_train.rundir import RunError
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 LENGTHS = [5, 1, 9]
 
@@ -105,17 +108,35 @@ def test_recomputation_changes_memory_and_nothing_else(config, what, layers):
         assert torch.equal(results[1][name], tensor), name
 
 
+class Made(TorchDispatchMode):
+    """Watches the memory of every tensor that is made within."""
+
+    def __init__(self):
+        super().__init__()
+        self._storages = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, torch.Tensor):
+                storage = each.untyped_storage()
+                self._storages[StorageWeakRef(storage)] = storage.nbytes()
+        return made
+
+    def num_bytes_alive(self):
+        return sum(size for storage, size in self._storages.items() if not storage.expired())
+
+
 def count_kept(trunk, x):
     """Bytes that live on after a forward pass for the sake of its backward pass."""
-    storages = {}
-
-    def pack(tensor):
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        trunk(x.detach().requires_grad_(), LENGTHS)
-    return sum(storages.values())
+    x = x.detach().requires_grad_()
+    with Made() as made:
+        out = trunk(x, LENGTHS)
+    num_bytes = made.num_bytes_alive()
+    # only now may its graph go
+    del out
+    assert made.num_bytes_alive() < num_bytes
+    return num_bytes
 
 
 def test_what_is_forgotten_is_made_once_for_all_who_want_it():

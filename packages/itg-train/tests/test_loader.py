@@ -1,3 +1,6 @@
+import threading
+import time
+
 import pytest
 from itg_train.loader import Planner, iterate_steps
 from itg_train.order import Order
@@ -58,7 +61,7 @@ def test_steps_that_start_late_are_those_of_a_run_that_did_not_stop(make_planner
 
 
 def test_a_video_that_cannot_be_decoded_after_all_is_named_and_skipped(
-    make_planner, make_dataset, scripted, tmp_path, caplog
+    make_planner, make_dataset, scripted, tmp_path
 ):
     import shutil
 
@@ -71,7 +74,7 @@ def test_a_video_that_cannot_be_decoded_after_all_is_named_and_skipped(
     (batch,) = iterate_steps(planner, 0, 0, 1, num_workers=2)
     assert len(batch.skipped) == 1
     assert gone in batch.skipped[0]
-    assert gone in caplog.text
+    assert batch.skipped[0].endswith(": no such file")
     videos = sorted(s.video for p in batch.passes for s in p.samples)
     assert videos == sorted(g.video for g in dataset.groups if g.video != gone)
 
@@ -82,15 +85,42 @@ def test_of_large_steps_only_the_next_one_is_read_ahead(
 ):
     monkeypatch.setattr("itg_train.loader.MANY_GROUPS", many_groups)
     planner = make_planner()
-    load, loaded = type(planner.dataset).load, []
+    plan, planned = Planner.plan, []
 
-    def watch(self, place, questions):
-        loaded.append(place)
-        return load(self, place, questions)
+    def watch(self, step):
+        planned.append(step)
+        return plan(self, step)
 
-    monkeypatch.setattr(type(planner.dataset), "load", watch)
+    monkeypatch.setattr(Planner, "plan", watch)
     batches = iterate_steps(planner, 0, 0, 6, num_workers=2)
     next(batches)
-    # waits for what is being read
+    # what it was going to plan, it has planned by the time of the next step
+    next(batches)
+    assert set(planned) - {steps_read} == set(range(steps_read))
     batches.close()
-    assert len(loaded) == 3 * steps_read
+    assert max(planned) <= steps_read
+
+
+def test_who_stops_early_does_not_wait_for_what_is_read_ahead(make_planner, monkeypatch):
+    planner = make_planner()
+    load, loaded, goes_on = type(planner.dataset).load, [], threading.Event()
+
+    def wait(self, place, questions):
+        loaded.append(place)
+        if len(loaded) > 3:
+            goes_on.wait(3)
+        return load(self, place, questions)
+
+    monkeypatch.setattr(type(planner.dataset), "load", wait)
+    batches = iterate_steps(planner, 0, 0, 6, num_workers=1)
+    next(batches)
+    started_s = time.monotonic()
+    batches.close()
+    # six items are left
+    assert time.monotonic() - started_s < 9
+    goes_on.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(30)
+    # the one that was being read, perhaps, and none of those behind it
+    assert len(loaded) <= 4

@@ -7,8 +7,10 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from itg_data.errors import VideoError
-from itg_data.sampling import SamplingConfig
+from itg_data.errors import ItgError, VideoError
+from itg_data.resize import squash
+from itg_data.sampling import SamplingConfig, sample_source_indices
+from itg_data.video import VideoReader, open_video
 from itg_train import readers
 from itg_train.index import look_at
 from itg_train.readers import Readers
@@ -32,6 +34,26 @@ def test_readers_give_what_is_read_in_this_process(video):
         assert np.array_equal(squares.frames, wanted.frames)
         assert np.array_equal(squares.time_s, wanted.time_s)
         assert squares.num_missing == wanted.num_missing == 0
+
+
+def test_frames_are_squashed_as_they_come_to_what_they_are_as_a_whole(video, monkeypatch):
+    with open_video(video) as reader:
+        wanted = reader.read(sample_source_indices(reader.num_frames, reader.fps, SAMPLING))
+    stream, asked = VideoReader.stream, []
+
+    def watch(self, source_idx, chunk_size, **options):
+        asked.append((chunk_size, options["size"]))
+        return stream(self, source_idx, chunk_size, **options)
+
+    monkeypatch.setattr(VideoReader, "stream", watch)
+    # which would hold all of them at their full size
+    monkeypatch.setattr(VideoReader, "read", None)
+    monkeypatch.setattr("itg_train.squares.CHUNK_FRAMES", 2)
+    found = read_squares(video, SAMPLING, 24)
+    assert asked == [(2, 24)]
+    assert np.array_equal(found.frames, [squash(frame, 24) for frame in wanted.frames])
+    assert np.array_equal(found.time_s, wanted.time_s)
+    assert found.num_missing == 0
 
 
 def test_an_image_is_a_video_of_one_frame(tmp_path):
@@ -166,3 +188,54 @@ def test_a_terminals_interrupt_is_not_for_readers(video):
 @pytest.mark.parametrize("video", ["a\0b.png", "a\0b.mp4"])
 def test_a_path_that_no_file_can_have_is_named(tmp_path, video):
     assert look_at(tmp_path, video).reason == "embedded null byte"
+
+
+def test_readers_that_cannot_start_are_no_fault_of_a_file(video, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(7)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with closing(Readers(1)) as pool, pytest.raises(ItgError) as caught:
+        pool.read(video, SAMPLING, 32)
+    assert not isinstance(caught.value, VideoError)
+    assert "no process that reads videos can be started" in str(caught.value)
+    assert "exit status 7" in str(caught.value)
+
+
+def test_what_a_library_prints_while_it_is_imported_is_no_answer(video, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('hello')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with closing(Readers(1)) as pool:
+        assert len(pool.read(video, SAMPLING, 32).frames) == 5
+
+
+@pytest.mark.parametrize("video", ["pipe.png", "pipe.mp4"])
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path, video):
+    os.mkfifo(tmp_path / video)
+    with closing(Readers(1)) as pool:
+        assert pool.look(tmp_path, video).reason == "is not a regular file"
+        with pytest.raises(VideoError, match="is not a regular file"):
+            pool.read(tmp_path / video, SAMPLING, 32)
+
+
+HOSTILE = [
+    (NotImplementedError("no such\ncodec"), "NotImplementedError: no such"),
+    (MemoryError(), "MemoryError"),
+    (SyntaxError("broken PNG file"), "SyntaxError: broken PNG file"),
+]
+
+
+@pytest.mark.parametrize(("error", "reason"), HOSTILE, ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_whatever_a_decoder_raises_is_the_files_reason(
+    tmp_path, video, monkeypatch, name, error, reason
+):
+    def fail(*_, **__):
+        raise error
+
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.mp4").write_bytes(video.read_bytes())
+    monkeypatch.setattr("itg_train.squares.Image.open", fail)
+    for module in ("squares", "index"):
+        monkeypatch.setattr(f"itg_train.{module}.open_video", fail)
+    assert look_at(tmp_path, name).reason == reason
+    request = {"path": str(tmp_path / name), "sampling": {}, "size": 8}
+    assert readers._answer(request) == ({"path": str(tmp_path / name), "reason": reason}, b"")

@@ -73,6 +73,15 @@ def start(
     )
 
 
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Returns once a running process has written a file."""
+    deadline_s = time.monotonic() + 100
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
 def finish(process: subprocess.Popen) -> str:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -124,11 +133,7 @@ def test_nothing_is_compiled(uninterrupted, home):
 def test_a_run_killed_half_way_ends_as_if_it_had_not_been(uninterrupted, home):
     process = start(home, "killed")
     latest = home / "killed" / "state" / "latest"
-    deadline_s = time.monotonic() + 60
-    while not latest.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
+    wait_for(latest, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -160,11 +165,7 @@ def test_two_processes_with_many_passes_killed_and_gone_on_with_by_one_learn_the
     changes = (*PACKED, "--tokens-per-pass", "150", "--engine.zero-stage", "2")
     pair = start(home, "pair", *changes, "--nproc", "2", start_new_session=True)
     latest = home / "pair" / "state" / "latest"
-    deadline_s = time.monotonic() + 100
-    while not latest.exists():
-        assert pair.poll() is None, pair.communicate()
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
+    wait_for(latest, pair)
     pair.send_signal(signal.SIGKILL)
     # its workers hold the pipes: they end with it, or this would wait for them
     pair.communicate(timeout=60)
@@ -172,6 +173,29 @@ def test_two_processes_with_many_passes_killed_and_gone_on_with_by_one_learn_the
     assert json.loads(latest.read_text())["world_size"] == 2
     finish(start(home, "pair", *changes))
     assert read_metrics(home / "pair", "loss") == pytest.approx(packed, rel=1e-3)
+
+
+def test_what_is_left_of_a_state_by_more_processes_is_no_part_of_that_of_fewer(home):
+    changes = ("--num-steps", "4", "--groups-per-step", "2", "--save-every", "2")
+    finish(start(home, "mixed", *changes, "--nproc", "2"))
+    # as if it had been killed while its last state was written
+    latest = home / "mixed" / "state" / "latest"
+    latest.write_text(json.dumps({"tag": "step-2", "step": 2, "world_size": 2}))
+    finish(start(home, "mixed", *changes))
+    parts = [path.name for path in (home / "mixed" / "state" / "step-4").glob("*optim*")]
+    assert len(parts) == 1, parts
+    assert json.loads(latest.read_text())["world_size"] == 1
+
+
+def test_more_processes_go_on_from_a_state_of_fewer_and_learn_the_same(home):
+    changes = ("--num-steps", "6", "--groups-per-step", "2", "--save-every", "3")
+    finish(start(home, "more", *changes))
+    losses = read_metrics(home / "more", "loss")
+    latest = home / "more" / "state" / "latest"
+    latest.write_text(json.dumps({"tag": "step-3", "step": 3, "world_size": 1}))
+    finish(start(home, "more", *changes, "--nproc", "2"))
+    assert json.loads(latest.read_text())["world_size"] == 2
+    assert read_metrics(home / "more", "loss") == pytest.approx(losses, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -251,3 +275,21 @@ def test_a_full_disk_is_one_clear_line_and_what_was_saved_stays(home):
     assert process.returncode == 2
     assert "cannot be written" in err.splitlines()[-1]
     assert not (home / "full" / "state" / "latest").exists()
+
+
+def test_a_run_whose_videos_disappear_ends_in_one_line_and_goes_on_when_they_are_back(home):
+    changes = ("--num-steps", "150", "--data.cache-mib", "0")
+    changes += ("--data.cache-dir", str(home / "moved"))
+    process = start(home, "lost", *changes)
+    latest = home / "lost" / "state" / "latest"
+    wait_for(latest, process)
+    (data,) = (home / "moved").glob("scripted-*")
+    data.rename(home / "away")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "are the data still there" in err.splitlines()[-1]
+    step = json.loads(latest.read_text())["step"]
+    assert step < 150
+    (home / "away").rename(data)
+    finish(start(home, "lost", *changes))
+    assert all(num > 0 for num in read_metrics(home / "lost", "samples")[:step])

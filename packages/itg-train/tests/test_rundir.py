@@ -3,7 +3,9 @@ import json
 
 import pytest
 from itg_train.recipes import scripted_small
-from itg_train.rundir import RunDir, RunError, describe_origin
+from itg_train.rundir import DataFacts, RunDir, RunError, describe_origin
+
+DATA = DataFacts(num_videos=3, num_questions=9, sha256="ab")
 
 
 @pytest.fixture
@@ -12,7 +14,7 @@ def config(tmp_path):
 
 
 def test_a_run_writes_its_whole_config_and_where_the_code_came_from(config):
-    RunDir(config.run_dir).claim("scripted-small", config)
+    RunDir(config.run_dir).claim("scripted-small", config, DATA)
     described = json.loads((config.run_dir / "config.json").read_text())
     assert described["recipe"] == "scripted-small"
     assert described["config"]["model"]["text"]["hidden_size"] == config.model.text.hidden_size
@@ -21,25 +23,45 @@ def test_a_run_writes_its_whole_config_and_where_the_code_came_from(config):
 
 
 def test_the_same_run_may_go_on_and_another_may_not(config):
-    RunDir(config.run_dir).claim("scripted-small", config)
-    RunDir(config.run_dir).claim("scripted-small", config)
+    RunDir(config.run_dir).claim("scripted-small", config, DATA)
+    RunDir(config.run_dir).claim("scripted-small", config, DATA)
     changed = dataclasses.replace(config, num_steps=7)
     with pytest.raises(RunError, match=r"num_steps is 500, not 7.*--run-dir"):
-        RunDir(config.run_dir).claim("scripted-small", changed)
+        RunDir(config.run_dir).claim("scripted-small", changed, DATA)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (DataFacts(num_videos=2, num_questions=6, sha256="cd"), "2 videos with 6 questions now"),
+        (dataclasses.replace(DATA, sha256="cd"), "as many now, but not the same"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data(config, data, told):
+    RunDir(config.run_dir).claim("scripted-small", config, DATA)
+    with pytest.raises(RunError, match=f"3 videos with 9 questions then, {told}.*restore"):
+        RunDir(config.run_dir).claim("scripted-small", config, data)
+
+
+def test_a_folder_from_before_data_were_remembered_goes_on(config):
+    RunDir(config.run_dir).claim("scripted-small", config, DATA)
+    (config.run_dir / "data.json").unlink()
+    RunDir(config.run_dir).claim("scripted-small", config, dataclasses.replace(DATA, sha256="cd"))
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(config):
     config.run_dir.mkdir()
     (config.run_dir / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="not empty and not a run"):
-        RunDir(config.run_dir).claim("scripted-small", config)
+        RunDir(config.run_dir).claim("scripted-small", config, DATA)
     assert [path.name for path in config.run_dir.iterdir()] == ["thesis.tex"]
 
 
 def test_a_run_killed_before_it_wrote_its_config_may_start_again(config):
     config.run_dir.mkdir()
     (config.run_dir / "provenance.json").write_text("{}")
-    RunDir(config.run_dir).claim("scripted-small", config)
+    (config.run_dir / "data.json").write_text("{}")
+    RunDir(config.run_dir).claim("scripted-small", config, DATA)
     assert json.loads((config.run_dir / "provenance.json").read_text())["packages"]
 
 

@@ -52,9 +52,11 @@ def norm_rows(
     if resolve_backend(backend, hidden.device) == "torch":
         normed = rows_reference.norm_rows(hidden, weight, bias, pending, add_after, eps)
         return _finish(normed, hidden.dtype, fp8)
-    pending = None if pending is None else pending.contiguous()
+    bias, pending, add_after = (
+        None if each is None else each.contiguous() for each in (bias, pending, add_after)
+    )
     out, scales = _empty(hidden, hidden.shape[1], fp8)
-    _kernels().norm_rows(hidden, weight, bias, pending, add_after, eps, out, scales)
+    _kernels().norm_rows(hidden, weight.contiguous(), bias, pending, add_after, eps, out, scales)
     return out if scales is None else (out, scales)
 
 
@@ -110,9 +112,11 @@ def check_turn(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Checks that heads [M, H, d] have their angles.
 
     Raises:
-        ValueError: A table is no float32 [M, d / 2].
+        ValueError: A table is no float32 [M, d / 2], or d is odd.
     """
     num_rows, _, head_dim = heads.shape
+    if head_dim % 2:
+        raise ValueError(f"heads must be [M, H, d] with an even d, got {list(heads.shape)}")
     for name, table in (("cos", cos), ("sin", sin)):
         if table.shape != (num_rows, head_dim // 2) or table.dtype != torch.float32:
             raise ValueError(

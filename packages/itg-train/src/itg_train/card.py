@@ -101,7 +101,7 @@ def write_card(
         f"![Loss over the steps, and quality on held-out videos]({CURVE})\n\n"
         f"The loss is the mean over up to {_NUM_SMOOTHED} steps.",
         _describe_results(summary),
-        _describe_failures(results),
+        *([_describe_failures(results)] if results else []),
     )
     write_atomic(folder / CARD, "\n\n".join(sections) + "\n")
 
@@ -200,6 +200,11 @@ def _describe_recipe(
 
 
 def _describe_results(summary: Summary) -> str:
+    if not summary:
+        return (
+            "## On held-out videos\n\nNothing was measured: no held-out question has a video that "
+            "can be read and a frame that is relevant."
+        )
     rows = [
         "| questions | n | average precision | by chance | recall of the best 10 % | evenly |",
         "|---|---|---|---|---|---|",
@@ -264,7 +269,7 @@ def _draw_curve(path: Path, history: History, summary: Summary) -> None:
     left.plot(width * (np.arange(len(means)) + 0.5), means, color="#33658a", lw=1.2)
     left.set(xlabel="step", ylabel="training loss", xlim=(0, num_steps))
     points = [*history.validations]
-    if not points or points[-1][0] < num_steps:
+    if summary and (not points or points[-1][0] < num_steps):
         points.append((num_steps, {k: float(v) for k, v in summary["all"]["grounder"].items()}))
     for name, colour in zip(_SHOWN, ("#d1495b", "#33658a"), strict=True):
         steps, values = [step for step, _ in points], [measured[name] for _, measured in points]

@@ -117,7 +117,8 @@ class ChatTask:
     Args:
         tokenizer: With `<|im_start|>` and `<|im_end|>` among its tokens for `chatml`.
         template: How turns are written out.
-        max_length: Tokens of a conversation at most, its image's not counted; the rest is cut.
+        max_length: Tokens of a conversation at most, its image's not counted. The rest is cut; if
+            the image would be with it, what is said long before the image is cut instead.
     """
 
     def __init__(
@@ -145,7 +146,15 @@ class ChatTask:
             tokens += self._ids(before, learnt)
             if mark:
                 tokens += [(VIDEO_TOKEN_ID, False), *self._ids(after, learnt)]
-        return tokens[: self.max_length]
+        return self._cut(tokens)
+
+    def _cut(self, tokens: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
+        start = 0
+        if (VIDEO_TOKEN_ID, False) in tokens[self.max_length :]:
+            # answers that nothing is seen for should not be learnt
+            mark = tokens.index((VIDEO_TOKEN_ID, False))
+            start = min(mark, len(tokens) - self.max_length)
+        return tokens[start : start + self.max_length]
 
     def _ids(self, text: str, learnt: bool) -> list[tuple[int, bool]]:
         ids = self.tokenizer.encode(text, add_special_tokens=False)

@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # everything is said once, by the first process; what goes wrong, by the one that it befalls
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger().setLevel(logging.ERROR)
+        for of_its_own_videos in ("itg_train.dataset", "itg_train.evaluate"):
+            logging.getLogger(of_its_own_videos).setLevel(logging.WARNING)
     for talkative in ("httpx", "filelock", "DeepSpeed", "matplotlib"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     # torch, transformers and deepspeed take seconds to import: not for --help

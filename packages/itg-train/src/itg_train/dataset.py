@@ -176,12 +176,17 @@ class VideoDataset:
     def _load_frames(self, video: str) -> VideoSample:
         with self._lock:
             sample = self._cache.get(video)
+            if sample is not None:
+                self._cache.move_to_end(video)
         if sample is None:
             sample = self._read(video)
             self._keep(sample)
         return sample
 
     def _keep(self, sample: VideoSample) -> None:
+        # pixels whose features will be stored would hide these, and pass the tower again
+        if sample.store is not None:
+            return
         with self._lock:
             if sample.num_bytes > self.cache_bytes or sample.video in self._cache:
                 return
@@ -210,5 +215,5 @@ class VideoDataset:
             input_ids=(),
             labels=(),
             records=(),
-            store=None if stored is not None else self.store,
+            store=self.store if video and stored is None else None,
         )

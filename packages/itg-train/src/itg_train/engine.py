@@ -208,8 +208,10 @@ class Engine:
 
         Raises:
             RunError: The disk is full, or cannot be written to; the state before stays in force.
+            OSError: What is left of such a state cannot be removed.
         """
         tag = f"step-{step}"
+        first_does(lambda: self._clear(tag))
         try:
             self._engine.save_checkpoint(
                 # `latest` not by DeepSpeed, which would leave it empty for a moment
@@ -232,6 +234,15 @@ class Engine:
             for outdated in saved[:-KEPT_STATES]:
                 shutil.rmtree(outdated)
 
+    def _clear(self, tag: str) -> None:
+        """Removes what a killed process left of a state: other processes' parts would stay in it.
+
+        `latest` names an earlier one.
+        """
+        for leftover in (self.directory / tag, self.directory / _universal(tag)):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+
     def load_state(self) -> int:
         """Restores the newest state and gives the number of steps done; 0 where there is none.
 
@@ -244,6 +255,7 @@ class Engine:
         if self._reshards:
             first_does(lambda: _make_universal(self.directory, tag))
             tag = _universal(tag)
+            _take_padding_for_parts(self._engine.optimizer)
         path, _ = self._engine.load_checkpoint(
             str(self.directory), tag=tag, load_module_strict=False
         )
@@ -265,6 +277,47 @@ def _gather_as_a_whole(module: nn.Module, parts: Sequence[nn.Module]) -> None:
         for called in part.modules():
             called._forward_pre_hooks.clear()
             called._forward_hooks.clear()
+
+
+class _Padding:
+    """In the place of a parameter of which a process would hold a part: it has nothing to load."""
+
+    def __init__(self) -> None:
+        self._hp_mapping = self
+
+    def get_optim_state_keys(self) -> tuple[str, ...]:
+        return ()
+
+    def load_hp_checkpoint_state(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def _take_padding_for_parts(optimizer: Any) -> None:
+    """Lets a universal state be loaded where a group of parameters is smaller than the processes.
+
+    The last of them then hold nothing but padding of such a group, a head's bias for one, and
+    DeepSpeed 0.19 asks for the first of their parts all the same.
+    """
+    load = getattr(optimizer, "load_hp_checkpoint_state_from_checkpoint_dir", None)
+    # stage 3 loads otherwise
+    if load is None or not hasattr(optimizer, "bit16_groups"):
+        return
+
+    def load_with_padding(lp_groups_name: str, directory: str) -> None:
+        padding: Any = _Padding()
+        groups = getattr(optimizer, lp_groups_name)
+        lacking = [group for group in groups if all(p._hp_mapping is None for p in group)]
+        optimizer.param_names[padding] = "padding"
+        for group in lacking:
+            group.append(padding)
+        try:
+            load(lp_groups_name, directory)
+        finally:
+            del optimizer.param_names[padding]
+            for group in lacking:
+                group.pop()
+
+    optimizer.load_hp_checkpoint_state_from_checkpoint_dir = load_with_padding
 
 
 def _read_latest(directory: Path) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """The frozen tower's features on disk: one safetensors file per video, written whole or not at all.
 
-A file's name is a hash of all that its content follows from: the tower's weights, the video's path
-and size, the sampling rule, and the side of the pooled grid. So another tower, another rule or a
-replaced video never meets old features, and many processes may share one folder.
+A file's name is a hash of all that its content follows from: the tower's weights, the sampling
+rule, the side of the pooled grid, and the video: its path within the set, its size, and the bytes
+it begins and ends with, where containers say where each frame lies. So another tower, another rule
+or a video encoded anew does not meet old features; a copy of the set elsewhere does, whatever the
+times of its files; and many processes may share one folder. What is not told apart is a file with
+as many bytes that differ in the middle alone.
 """
 
 import hashlib
 import json
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,9 @@ from itg_model.blocks import VisionTower
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+END_BYTES = 2**16
+"""Bytes at either end of a file that tell it from one of the same size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +69,12 @@ class FeatureStore:
         self._writing: Future[None] | None = None
 
     def path(self, video: str) -> Path:
-        """Where a video's features lie, whether or not they are there."""
-        size_bytes = (self.root / video).stat().st_size
-        described = json.dumps([*self._common, video, size_bytes])
+        """Where a video's features lie, whether or not they are there.
+
+        Raises:
+            OSError: The video cannot be read.
+        """
+        described = json.dumps([*self._common, video, *_tell_apart(self.root / video)])
         return self.directory / f"{hashlib.sha256(described.encode()).hexdigest()}.safetensors"
 
     def read(self, video: str) -> StoredFeatures | None:
@@ -112,6 +122,17 @@ class FeatureStore:
                 save_file(tensors, part, {"video": video})
             except SafetensorError as error:
                 raise OSError(f"{self.directory}: features cannot be written: {error}") from None
+
+
+def _tell_apart(path: Path) -> tuple[int, str]:
+    """The size of a file, and a hash of both its ends: the whole would take as long as decoding."""
+    with path.open("rb") as file:
+        size_bytes = file.seek(0, os.SEEK_END)
+        digest = hashlib.sha256()
+        for place in (0, max(0, size_bytes - END_BYTES)):
+            file.seek(place)
+            digest.update(file.read(END_BYTES))
+    return size_bytes, digest.hexdigest()
 
 
 def fingerprint_tower(tower: VisionTower) -> str:

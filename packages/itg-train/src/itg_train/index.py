@@ -17,9 +17,8 @@ from itg_data.errors import RecordError, VideoError
 from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_data.progress import show_progress
 from itg_data.video import open_video
-from PIL import Image
 
-from itg_train.squares import is_image
+from itg_train.squares import describe_failure, is_image, open_image
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ def look_at(root: Path, video: str) -> VideoFacts:
     num_frames, fps, reason = 0, 0.0, None
     try:
         if is_image(video):
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 image.verify()
             num_frames, fps = 1, 1.0
         else:
@@ -127,9 +126,9 @@ def look_at(root: Path, video: str) -> VideoFacts:
                 num_frames, fps = reader.num_frames, reader.fps
     except VideoError as error:
         reason = error.reason
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # PIL says SyntaxError of a broken PNG
-        reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
+    except Exception as error:
+        # what a file does to a decoder is no reason to end the run
+        reason = describe_failure(error)
     return _note(video, stamp, num_frames, fps, reason)
 
 

@@ -1,6 +1,5 @@
 """The batches of a run, in order, read ahead of their turn."""
 
-import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,8 +13,6 @@ from itg_train.dataset import Group, VideoDataset, VideoSample
 from itg_train.flops import ForwardFlops
 from itg_train.order import Order
 from itg_train.packing import Item, pack
-
-logger = logging.getLogger(__name__)
 
 STEPS_AHEAD = 2
 """Steps that are read while one is computed."""
@@ -43,7 +40,7 @@ class StepBatch:
     passes: tuple[Pass, ...]
     """As many for every process."""
     skipped: tuple[str, ...]
-    """Videos that could not be decoded after all."""
+    """Videos that could not be decoded after all, each with its reason."""
 
     @property
     def num_questions(self) -> int:
@@ -124,7 +121,7 @@ def iterate_steps(
 ) -> Iterator[StepBatch]:
     """Yields this process's batches of steps `first_step` to `num_steps - 1`, reading ahead.
 
-    A video that cannot be decoded is named and left out of its step; no other takes its place.
+    A step goes without a video that cannot be decoded, and names it; no other takes its place.
 
     Args:
         planner: Says what each step holds.
@@ -146,7 +143,8 @@ def iterate_steps(
         frames = sample.frames.pin_memory() if pin else sample.frames
         return replace(sample, sides=item.sides, frames=frames)
 
-    with ThreadPoolExecutor(num_workers) as pool, ThreadPoolExecutor(1) as planning:
+    pool, planning = ThreadPoolExecutor(num_workers), ThreadPoolExecutor(1)
+    try:
         submit = _submitter(planner, rank, pool, load)
         pending = deque(
             planning.submit(submit, step)
@@ -156,6 +154,10 @@ def iterate_steps(
             if step + ahead < num_steps:
                 pending.append(planning.submit(submit, step + ahead))
             yield _gather(step, pending.popleft().result())
+    finally:
+        # who stops early does not want what is read ahead: waiting for it would take half a minute
+        planning.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 _Loaded = list[list[Future[VideoSample | VideoError]]]
@@ -183,9 +185,9 @@ def _gather(step: int, loaded: _Loaded) -> StepBatch:
         for future in of_pass:
             found = future.result()
             if isinstance(found, VideoError):
-                logger.warning("step %d goes without a video: %s", step, found)
-                skipped.append(found.path)
+                skipped.append(str(found))
             else:
                 samples.append(found)
         passes.append(Pass(samples=tuple(samples)))
-    return StepBatch(step=step, passes=tuple(passes), skipped=tuple(skipped))
+    # its questions may be in several items
+    return StepBatch(step=step, passes=tuple(passes), skipped=tuple(dict.fromkeys(skipped)))

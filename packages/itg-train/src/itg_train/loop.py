@@ -33,7 +33,7 @@ def train(
         How each question of the held-out split went.
 
     Raises:
-        RunError: The loss is no longer a number, or memory or disk is full.
+        RunError: The loss is no longer a number, memory or disk is full, or the data are gone.
     """
     module, engine = build(config, processes, prepared, run_dir)
     first_step = engine.load_state()
@@ -63,7 +63,9 @@ def train(
                 if writer and measured:
                     overall = summarize(measured)["all"]
                     writer.write_validation(done, next(iter(overall.values())))
-            if done % config.save_every == 0 or done == config.num_steps:
+            # a state behind steps that saw nothing would only push out a better one
+            is_due = done % config.save_every == 0 and not timer.is_blind
+            if is_due or done == config.num_steps:
                 engine.save_state(done)
             # from here, not from when the batch is there: waiting for frames counts as well
             timer.restart()

@@ -1,5 +1,6 @@
 """How a step went: its loss, and what it cost all processes together."""
 
+import logging
 import resource
 import time
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from itg_train.metrics import StepMetrics
 from itg_train.rundir import RunError
 from itg_train.schedule import scale_learning_rate
 
+logger = logging.getLogger(__name__)
+
+MAX_BLIND_STEPS = 10
+"""Steps in a row of whose videos not one can be read, after which the data must be gone."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepCount:
@@ -26,14 +32,15 @@ class StepCount:
     """Through the trunk."""
     flops: float = 0.0
     """Of the model's own operations, gradients included."""
-    skipped: int = 0
+    skipped: tuple[str, ...] = ()
+    """Videos that could not be decoded, each with its reason, once."""
 
     def __add__(self, other: "StepCount") -> "StepCount":
         return StepCount(
             self.questions + other.questions,
             self.tokens + other.tokens,
             self.flops + other.flops,
-            self.skipped + other.skipped,
+            tuple(dict.fromkeys(self.skipped + other.skipped)),
         )
 
 
@@ -51,7 +58,7 @@ def count_step(config: TrainConfig, batch: StepBatch, *, causal: bool = False) -
             length = num_seen + int((ids != VIDEO_TOKEN_ID).sum())
             num_tokens += length
             flops += trunk_factor * (forward.trunk(length) + forward.projector(num_seen))
-    return StepCount(batch.num_questions, num_tokens, flops, len(batch.skipped))
+    return StepCount(batch.num_questions, num_tokens, flops, batch.skipped)
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -76,26 +83,41 @@ class StepTimer:
         self.engine = engine
         gpu = torch.cuda.get_device_name() if processes.device.type == "cuda" else None
         self._peak_flops = peak_flops(gpu)
+        self._num_blind = 0
         self._started_s = time.perf_counter()
 
     def restart(self) -> None:
         """Begins a step: from here on its batch is waited for."""
         self._started_s = time.perf_counter()
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether none of the last step's videos could be read, in any process."""
+        return self._num_blind > 0
+
     def take(self, batch: StepBatch) -> StepMetrics:
-        """Learns from a batch.
+        """Learns from a batch; where no process has a question, the weights stay as they are.
 
         Raises:
-            RunError: The loss is no longer a number, or memory is full.
+            RunError: The loss is no longer a number, memory is full, or none of the last steps'
+                videos could be read.
         """
         loaded_s = time.perf_counter()
         config, processes = self.config, self.processes
         mine = count_step(config, batch, causal=config.task == "chat")
         total = sum(gather_from_all(mine), StepCount())
+        if processes.is_first:
+            for video in total.skipped:
+                logger.warning("step %d goes without a video: %s", batch.step, video)
+        self._check_readable(total)
         lr_factor = scale_learning_rate(batch.step, config.num_steps, config.optim)
         # the mean over processes of their sums, so weighted, is the mean over all questions
         factor = processes.world_size / max(1, total.questions)
-        loss = mean_over_processes(self._learn(batch, factor, lr_factor))
+        loss, grad_norm = 0.0, None
+        # all processes know the total, so all of them learn or none does
+        if total.questions:
+            loss = mean_over_processes(self._learn(batch, factor, lr_factor))
+            grad_norm = self.engine.grad_norm()
         if not loss == loss or abs(loss) == float("inf"):
             raise RunError(f"loss is {loss} at step {batch.step}; lower optim.lr")
         ended_s = time.perf_counter()
@@ -105,9 +127,9 @@ class StepTimer:
             step=batch.step,
             loss=loss,
             lr=lr_factor * config.optim.lr,
-            grad_norm=self.engine.grad_norm(),
+            grad_norm=grad_norm,
             samples=total.questions,
-            skipped=total.skipped,
+            skipped=len(total.skipped),
             s_per_step=taken_s,
             samples_per_s=total.questions / taken_s,
             tokens_per_s=total.tokens / taken_s,
@@ -115,6 +137,14 @@ class StepTimer:
             data_wait=(loaded_s - self._started_s) / taken_s,
             peak_gib=peak_memory_gib(processes.device),
         )
+
+    def _check_readable(self, total: StepCount) -> None:
+        self._num_blind = self._num_blind + 1 if total.skipped and not total.questions else 0
+        if self._num_blind == MAX_BLIND_STEPS:
+            raise RunError(
+                f"none of the last {MAX_BLIND_STEPS} steps' videos can be read; are the data still "
+                "there? The same command goes on from the last saved state"
+            )
 
     def _learn(self, batch: StepBatch, factor: float, lr_factor: float) -> Tensor:
         try:

@@ -1,7 +1,8 @@
-"""Which groups a step learns from: a pure function of the seed and the step.
+"""Which groups a step learns from: a pure function of the seed, the step and the number of groups.
 
 Nothing of the order is saved, so a run that resumes at a step continues exactly where it left off,
-and with any number of processes: a step's groups are those of all processes together.
+and with any number of processes: a step's groups are those of all processes together. With one
+group more or less the order is another, so a run folder remembers its data (`rundir.DataFacts`).
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """What a run learns from, ready: records read, videos looked at and grouped, a tokenizer."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from itg_train.chat import CHATML_MARKS, ChatTask, has_marks
 from itg_train.config import TrainConfig
 from itg_train.dataset import Task, VideoDataset
-from itg_train.engine import Processes, first_does
+from itg_train.engine import Processes, first_does, gather_from_all
 from itg_train.features import FeatureStore
 from itg_train.grounding import GroundingTask
 from itg_train.index import VideoFacts, index_videos
 from itg_train.readers import Readers, ReadSquares
-from itg_train.rundir import RunError
+from itg_train.rundir import DataFacts, RunError
 from itg_train.sources import Record, Records, load_records
 from itg_train.tokenizer import train_tokenizer
 
@@ -43,7 +45,7 @@ def prepare(config: TrainConfig, processes: Processes, readers: Readers) -> Prep
         readers: Look at files, and read each when its turn comes.
 
     Raises:
-        RunError: There is no video to learn from.
+        RunError: There is no video to learn from, or the processes see different ones.
         RecordError: A line of the records is not what it should be.
     """
     first_does(lambda: _look(config, load_records(config.data, config.task), readers))
@@ -57,6 +59,7 @@ def prepare(config: TrainConfig, processes: Processes, readers: Readers) -> Prep
     if processes.is_first:
         _report_dropped("train", train)
         _report_dropped("heldout", heldout)
+    _check_alike(gather_from_all(describe_data(train, heldout)))
     if len(train) == 0:
         name, reason = next(iter(train.dropped.items()))
         raise RunError(
@@ -64,6 +67,32 @@ def prepare(config: TrainConfig, processes: Processes, readers: Readers) -> Prep
             f"{name}: {reason}"
         )
     return Prepared(train=train, heldout=heldout, tokenizer=tokenizer)
+
+
+def describe_data(train: VideoDataset, heldout: VideoDataset) -> DataFacts:
+    """What the order of a run's groups, and so every step of it, follows from."""
+    groups = [*train.groups, *heldout.groups]
+    digest = hashlib.sha256()
+    for split in (train, heldout):
+        for group in split.groups:
+            ids = [record.id for record in group.records]
+            digest.update(json.dumps([group.video, group.num_frames, ids]).encode() + b"\n")
+        digest.update(b"\n")
+    return DataFacts(
+        num_videos=len({group.video for group in groups if group.video}),
+        num_questions=sum(len(group.records) for group in groups),
+        sha256=digest.hexdigest(),
+    )
+
+
+def _check_alike(seen: Sequence[DataFacts]) -> None:
+    """Each process looks for itself, and if one missed a file all would learn something else."""
+    for rank, facts in enumerate(seen):
+        if facts != seen[0]:
+            raise RunError(
+                f"the processes see different videos (process 0: {seen[0]}; process {rank}: "
+                f"{facts}); is data.root the same on all machines?"
+            )
 
 
 def attach_store(prepared: Prepared, store: FeatureStore) -> None:

@@ -11,6 +11,7 @@ and it ends when its stdin does, however the run ended.
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,14 +23,17 @@ from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from itg_data.errors import VideoError
+from itg_data.errors import ItgError, VideoError
 from itg_data.sampling import SamplingConfig
 
 from itg_train.index import VideoFacts, look_at
-from itg_train.squares import Squares, read_squares
+from itg_train.squares import Squares, describe_failure, read_squares
 
 ReadSquares = Callable[[Path, SamplingConfig, int], Squares]
 """`read_squares`, or a way to have it done."""
+
+_READY = b"ready\n"
+"""What a reader says first: one that ends before it has is no fault of any file."""
 
 
 class Readers:
@@ -51,6 +55,7 @@ class Readers:
 
         Raises:
             VideoError: The file cannot be decoded, or a process died of it.
+            ItgError: No process can be started.
             RuntimeError: The readers are closed.
         """
         request = {"path": str(path), "sampling": asdict(sampling), "size": size}
@@ -67,6 +72,7 @@ class Readers:
 
         Raises:
             VideoError: A process died of the file.
+            ItgError: No process can be started.
             RuntimeError: The readers are closed.
         """
         with self._reader(root / video) as reader:
@@ -116,7 +122,16 @@ def _start() -> subprocess.Popen[bytes]:
     # -P: a user's json.py in the working directory is not the library's
     command = [sys.executable, "-P", "-m", "itg_train.readers"]
     # a group of its own: a terminal's Ctrl-C is for the run, which then ends its readers
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+    reader = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
+    )
+    # what a library prints while it is imported comes before
+    if not any(line == _READY for line in _streams(reader)[1]):
+        raise ItgError(
+            f"no process that reads videos can be started: `{shlex.join(command)}` ended with exit "
+            f"status {_end(reader)}; what it said is above"
+        )
+    return reader
 
 
 def _end(reader: subprocess.Popen[bytes]) -> int:
@@ -155,6 +170,8 @@ def _receive(reader: subprocess.Popen[bytes], shape: list[int]) -> npt.NDArray[n
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    answers.write(_READY)
+    answers.flush()
     for line in requests:
         answer, frames = _answer(json.loads(line))
         answers.write(json.dumps(answer).encode() + b"\n")
@@ -166,11 +183,14 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """What goes back: an object, and the bytes of frames after it."""
     if "video" in request:
         return {"facts": asdict(look_at(Path(request["root"]), request["video"]))}, b""
+    sampling = SamplingConfig(**request["sampling"])
     try:
-        sampling = SamplingConfig(**request["sampling"])
         squares = read_squares(Path(request["path"]), sampling, request["size"])
     except VideoError as error:
         return {"path": error.path, "reason": error.reason}, b""
+    except Exception as error:
+        # what a file does to a decoder costs that file, not the reader as well
+        return {"path": request["path"], "reason": describe_failure(error)}, b""
     facts = {"time_s": squares.time_s.tolist(), "num_missing": squares.num_missing}
     frames = np.ascontiguousarray(squares.frames).data
     return {"shape": squares.frames.shape} | facts, frames

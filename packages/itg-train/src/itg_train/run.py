@@ -6,7 +6,7 @@ from itg_train import engine
 from itg_train.config import TrainConfig
 from itg_train.loop import train
 from itg_train.metrics import check_wandb
-from itg_train.prepare import prepare
+from itg_train.prepare import describe_data, prepare
 from itg_train.readers import Readers
 from itg_train.rundir import RunDir
 from itg_train.showcase import show_results
@@ -36,8 +36,9 @@ def run(recipe: str, config: TrainConfig) -> str:
         run_dir = RunDir(config.run_dir)
         engine.first_does(lambda: run_dir.check(recipe, config))
         prepared = prepare(config, processes, readers)
+        data = describe_data(prepared.train, prepared.heldout)
         # only now: a run that finds no data should not bar the folder to the corrected command
-        engine.first_does(lambda: run_dir.claim(recipe, config))
+        engine.first_does(lambda: run_dir.claim(recipe, config, data))
         results = train(config, processes, prepared, run_dir)
         text = ""
         if processes.is_first:

@@ -2,6 +2,7 @@
 
     config.json      the whole config and the recipe it came from
     provenance.json  code version, package versions, machine
+    data.json        how much is learnt from, and a hash of what it is
     metrics.jsonl    one line per step and per measurement on the held-out split
     tensorboard/     the same as curves
     state/           DeepSpeed's own files, to resume from
@@ -9,14 +10,16 @@
     heldout.json     quality on the held-out split
     selection.json   frames chosen from one held-out video; report.html and scores.png show it
 
-A folder belongs to one config. Started again with the same one, an unfinished run goes on, with
-any number of processes; with another it is refused, because its results would be of neither.
+A folder belongs to one config and to what is learnt from. Started again with the same ones, an
+unfinished run goes on, with any number of processes; with others it is refused, because its results
+would be of neither.
 """
 
 import importlib.metadata
 import json
 import platform
 import subprocess
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,19 @@ class RunError(ItgError):
     """A run cannot start or go on in its folder; the message says what to do."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFacts:
+    """What a run learns from and is measured on, in short."""
+
+    num_videos: int
+    num_questions: int
+    sha256: str
+    """Of the groups in their order: each one's video, frames and records."""
+
+    def __str__(self) -> str:
+        return f"{self.num_videos} videos with {self.num_questions} questions"
+
+
 class RunDir:
     """Paths and small files of one run.
 
@@ -57,6 +73,7 @@ class RunDir:
         self.root = root
         self.config = root / "config.json"
         self.provenance = root / "provenance.json"
+        self.data = root / "data.json"
         self.metrics = root / "metrics.jsonl"
         self.tensorboard = root / "tensorboard"
         self.state = root / "state"
@@ -84,26 +101,47 @@ class RunDir:
             return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            # a run killed before it wrote its config leaves nothing but its provenance
-            if set(self.root.iterdir()) - {self.provenance}:
+            # what a run leaves that was killed before it wrote its config
+            if set(self.root.iterdir()) - {self.provenance, self.data}:
                 raise RunError(f"{self.root} is not empty and not a run; pass another --run-dir")
         except OSError as error:
             raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
 
-    def claim(self, recipe: str, config: TrainConfig) -> None:
+    def claim(self, recipe: str, config: TrainConfig, data: DataFacts) -> None:
         """Makes the folder this run's own, unless it is already.
 
         Raises:
-            RunError: As `check`, or the folder cannot be written to.
+            RunError: As `check`, the folder cannot be written to, or the data are not those that
+                its run began with.
         """
         self.check(recipe, config)
         if self.config.exists():
+            self._check_data(data)
             return
         try:
             write_json(self.provenance, describe_origin())
+            write_json(self.data, asdict(data))
             write_json(self.config, _describe(recipe, config))
         except OSError as error:
             raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
+
+    def _check_data(self, data: DataFacts) -> None:
+        """Steps of other data would not be those that the run left off before."""
+        # folders of before there was such a file go on
+        if not self.data.exists():
+            return
+        found = _read_json(self.data)
+        if found == asdict(data):
+            return
+        try:
+            then = str(DataFacts(**found))
+        except TypeError:
+            raise RunError(f"{self.data}: does not say what the run learns from") from None
+        now = f"{data} now" if str(data) != then else "as many now, but not the same"
+        raise RunError(
+            f"{self.root} holds a run on other data ({then} then, {now}); restore the videos and "
+            "annotations, or pass another --run-dir"
+        )
 
     def cut_metrics(self, num_steps: int) -> None:
         """Drops lines of steps that a resumed run takes again, and a last line cut off."""

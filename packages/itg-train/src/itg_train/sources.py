@@ -56,7 +56,8 @@ def load_records(data: DataConfig, task: Literal["grounding", "chat"]) -> Record
         if not root.is_dir():
             raise RunError(f"data.root {root}: no such folder; it is where the videos lie")
         path = data.annotations or root / "records.jsonl"
-        records = _read_chat(path) if task == "chat" else _read_annotations(path, data)
+        found = _read_chat(path) if task == "chat" else _read_annotations(path, data)
+        records = _with_whole_characters(path, found)
     train, heldout = split_records(records, data.num_heldout)
     if not train:
         raise RunError(f"{data.annotations or root}: no record to learn from")
@@ -76,6 +77,22 @@ def _read_chat(path: Path) -> list[ChatRecord]:
     records, bad = read_conversations(path)
     _complain(path, bad, len(records))
     return records
+
+
+def _with_whole_characters(path: Path, records: Sequence[Record]) -> list[Record]:
+    """Leaves out records with half a character, which no index and no tokenizer takes."""
+    good: list[Record] = []
+    bad: list[RecordError] = []
+    for record in records:
+        try:
+            "".join((record.id, record.video, record.question)).encode()
+        except UnicodeEncodeError:
+            where = f"{path}: record {record.id!a} of {record.video!a}"
+            bad.append(RecordError(f"{where}: has half a character, a lone surrogate, in its text"))
+        else:
+            good.append(record)
+    _complain(path, bad, len(good))
+    return good
 
 
 def _complain(path: Path, bad: Sequence[RecordError], num_good: int) -> None:

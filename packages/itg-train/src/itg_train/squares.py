@@ -1,5 +1,7 @@
 """A video's sampled frames, or an image, as the squares that a tower takes; without torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +10,18 @@ import numpy.typing as npt
 from itg_data.errors import VideoError
 from itg_data.resize import squash
 from itg_data.sampling import SamplingConfig, sample_source_indices
+from itg_data.source import SourceFile
+from itg_data.stream import count_cores
 from itg_data.video import open_video
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+
+CHUNK_FRAMES = 32
+"""Frames that are taken from the decoder at once."""
+
+MAX_THREADS = 8
+"""Threads that read one file at most; more files are read at once as well."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,19 +51,39 @@ def read_squares(path: Path, sampling: SamplingConfig, size: int) -> Squares:
         image = _read_image(path)
         return Squares(frames=squash(image, size)[None], time_s=np.zeros(1), num_missing=0)
     with open_video(path) as reader:
-        batch = reader.read(sample_source_indices(reader.num_frames, reader.fps, sampling))
-    if len(batch.frames) == 0:
-        raise VideoError(str(path), "none of the sampled frames could be decoded")
+        wanted = sample_source_indices(reader.num_frames, reader.fps, sampling)
+        # squashed as they come: 300 frames of 1080p at once would be 1.9 GB in every reader
+        num_threads = min(count_cores(), MAX_THREADS)
+        batches = list(reader.stream(wanted, CHUNK_FRAMES, size=size, num_workers=num_threads))
     return Squares(
-        frames=np.stack([squash(frame, size) for frame in batch.frames]),
-        time_s=batch.time_s,
-        num_missing=len(batch.missing_source_idx),
+        frames=np.concatenate([batch.frames for batch in batches]),
+        time_s=np.concatenate([batch.time_s for batch in batches]),
+        num_missing=sum(len(batch.missing_source_idx) for batch in batches),
     )
 
 
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Opens an image; whatever is wrong with it, found here or within, is a `VideoError`.
+
+    A decoder of PIL's may raise anything at all of a broken or hostile file.
+    """
+    with SourceFile(path) as source:
+        try:
+            with Image.open(source.url) as image:
+                yield image
+        except UnidentifiedImageError:
+            raise VideoError(str(path), "not a readable image") from None
+        except Exception as error:
+            raise VideoError(str(path), describe_failure(error)) from None
+
+
+def describe_failure(error: Exception) -> str:
+    """One line of what a decoder failed with, which is not always made for people."""
+    message = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 def _read_image(path: Path) -> npt.NDArray[np.uint8]:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(str(path), str(error).splitlines()[0]) from None
+    with open_image(path) as image:
+        return np.asarray(image.convert("RGB"))

@@ -1,0 +1,91 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from itg_train import measure
+from itg_train.engine import Processes
+from itg_train.loader import Pass, StepBatch
+from itg_train.measure import MAX_BLIND_STEPS, StepTimer
+from itg_train.recipes import RECIPES
+from itg_train.rundir import RunError
+
+
+class CountedEngine:
+    """Counts the updates of its weights."""
+
+    def __init__(self):
+        self.num_steps = 0
+
+    def train_step(self, passes, factor, lr_factor):
+        self.num_steps += 1
+        return torch.tensor(0.5)
+
+    def grad_norm(self):
+        return 1.0
+
+
+@pytest.fixture
+def make_timer(monkeypatch):
+    def make(*others):
+        """A timer of the first process, with what the others have of every step."""
+        monkeypatch.setattr(measure, "gather_from_all", lambda mine: [mine, *others])
+        monkeypatch.setattr(measure, "mean_over_processes", float)
+        config = RECIPES["scripted-small"]()
+        processes = Processes(rank=0, world_size=1 + len(others), device=torch.device("cpu"))
+        return StepTimer(config, processes, CountedEngine())
+
+    return make
+
+
+@pytest.fixture
+def learnt(make_dataset):
+    sample = make_dataset().load(0)
+    sample = replace(sample, sides=(1,) * len(sample.records))
+    return StepBatch(step=0, passes=(Pass(samples=(sample,)),), skipped=())
+
+
+BLIND = StepBatch(step=0, passes=(Pass(samples=()),), skipped=("a.mp4: no such file",))
+
+
+def test_a_step_without_a_question_does_not_move_the_weights(make_timer, learnt):
+    timer = make_timer()
+    metrics = timer.take(BLIND)
+    assert timer.engine.num_steps == 0
+    assert (metrics.samples, metrics.skipped, metrics.grad_norm) == (0, 1, None)
+    timer.take(learnt)
+    assert timer.engine.num_steps == 1
+
+
+def test_a_process_without_a_question_learns_with_the_others(make_timer, learnt):
+    timer = make_timer(measure.count_step(make_timer().config, learnt))
+    for _ in range(MAX_BLIND_STEPS + 1):
+        timer.take(BLIND)
+    assert timer.engine.num_steps == MAX_BLIND_STEPS + 1
+
+
+def test_a_run_whose_data_are_gone_ends_in_one_line_before_it_learns_nothing(make_timer, learnt):
+    timer = make_timer()
+    for _ in range(MAX_BLIND_STEPS - 1):
+        timer.take(BLIND)
+    # one video that can be read, and all is well
+    timer.take(learnt)
+    for _ in range(MAX_BLIND_STEPS - 1):
+        timer.take(BLIND)
+    with pytest.raises(RunError, match="are the data still there") as caught:
+        timer.take(BLIND)
+    assert "\n" not in str(caught.value)
+
+
+def test_videos_that_any_process_skips_are_named_once_by_the_first(make_timer, caplog):
+    of_others = measure.StepCount(skipped=("b.mp4: is empty", "a.mp4: no such file"))
+    metrics = make_timer(of_others).take(BLIND)
+    assert metrics.skipped == 2
+    assert sorted(caplog.messages) == [
+        "step 0 goes without a video: a.mp4: no such file",
+        "step 0 goes without a video: b.mp4: is empty",
+    ]
+    caplog.clear()
+    timer = make_timer(of_others)
+    timer.processes = replace(timer.processes, rank=1)
+    timer.take(BLIND)
+    assert caplog.messages == []
