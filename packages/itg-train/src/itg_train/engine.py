@@ -1,20 +1,13 @@
-"""The one door to DeepSpeed: process groups, the engine, and states to resume from.
-
-A state is DeepSpeed's own, written by every process for its share. To go on with another number of
-processes it is first turned, once, into DeepSpeed's universal form, which any number can read.
+"""The one door to DeepSpeed: process groups, the engine, saving and loading its states.
 
 DeepSpeed is the real engine on a CPU too, over gloo, and needs no compiler there: its shared-memory
 collectives and its own AdamW, which it would build at first use, are switched off. It also logs to
 stdout; here stdout is for results, so its warnings, and no more, go the way of all others.
 """
 
-import json
 import logging
 import os
 import random
-import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,15 +19,12 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from itg_data.errors import ItgError
-from itg_data.files import write_atomic
 from torch import Tensor, nn
 
+from itg_train import states
 from itg_train.config import EngineConfig, OptimConfig
 from itg_train.launch import find_place
 from itg_train.rundir import RunError
-
-KEPT_STATES = 2
-"""States kept in a run directory: the newest, and one more in case it was cut off half-way."""
 
 PATIENCE = timedelta(days=7)
 """How long processes wait while the first one works alone; NCCL would give up after minutes."""
@@ -147,7 +137,7 @@ class Engine:
         self.directory = directory
         self.config = config
         self.peak_lrs = [float(group["lr"]) for group in groups]
-        self._latest = _read_latest(directory)
+        self._latest = states.read_latest(directory)
         self._reshards = bool(self._latest) and self._latest["world_size"] != dist.get_world_size()
         fused = _on_gpu(config) and config.offload == "nothing"
         optimizer = torch.optim.AdamW(groups, betas=(0.9, optim.beta2), fused=fused)
@@ -211,7 +201,7 @@ class Engine:
             OSError: What is left of such a state cannot be removed.
         """
         tag = f"step-{step}"
-        first_does(lambda: self._clear(tag))
+        first_does(lambda: states.clear(self.directory, tag))
         try:
             self._engine.save_checkpoint(
                 # `latest` not by DeepSpeed, which would leave it empty for a moment
@@ -228,20 +218,7 @@ class Engine:
                 f"({str(error).splitlines()[0]}); is the disk full? The state before it is whole"
             ) from error
         if dist.get_rank() == 0:
-            latest = {"tag": tag, "step": step, "world_size": dist.get_world_size()}
-            write_atomic(self.directory / "latest", json.dumps(latest) + "\n")
-            saved = sorted(self.directory.glob("step-*"), key=_step_of)
-            for outdated in saved[:-KEPT_STATES]:
-                shutil.rmtree(outdated)
-
-    def _clear(self, tag: str) -> None:
-        """Removes what a killed process left of a state: other processes' parts would stay in it.
-
-        `latest` names an earlier one.
-        """
-        for leftover in (self.directory / tag, self.directory / _universal(tag)):
-            if leftover.exists():
-                shutil.rmtree(leftover)
+            states.write_latest(self.directory, tag, step, dist.get_world_size())
 
     def load_state(self) -> int:
         """Restores the newest state and gives the number of steps done; 0 where there is none.
@@ -253,9 +230,9 @@ class Engine:
             return 0
         tag = self._latest["tag"]
         if self._reshards:
-            first_does(lambda: _make_universal(self.directory, tag))
-            tag = _universal(tag)
-            _take_padding_for_parts(self._engine.optimizer)
+            first_does(lambda: states.make_universal(self.directory, tag))
+            tag = states.universal(tag)
+            states.take_padding_for_parts(self._engine.optimizer)
         path, _ = self._engine.load_checkpoint(
             str(self.directory), tag=tag, load_module_strict=False
         )
@@ -277,86 +254,6 @@ def _gather_as_a_whole(module: nn.Module, parts: Sequence[nn.Module]) -> None:
         for called in part.modules():
             called._forward_pre_hooks.clear()
             called._forward_hooks.clear()
-
-
-class _Padding:
-    """In the place of a parameter of which a process would hold a part: it has nothing to load."""
-
-    def __init__(self) -> None:
-        self._hp_mapping = self
-
-    def get_optim_state_keys(self) -> tuple[str, ...]:
-        return ()
-
-    def load_hp_checkpoint_state(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-def _take_padding_for_parts(optimizer: Any) -> None:
-    """Lets a universal state be loaded where a group of parameters is smaller than the processes.
-
-    The last of them then hold nothing but padding of such a group, a head's bias for one, and
-    DeepSpeed 0.19 asks for the first of their parts all the same.
-    """
-    load = getattr(optimizer, "load_hp_checkpoint_state_from_checkpoint_dir", None)
-    # stage 3 loads otherwise
-    if load is None or not hasattr(optimizer, "bit16_groups"):
-        return
-
-    def load_with_padding(lp_groups_name: str, directory: str) -> None:
-        padding: Any = _Padding()
-        groups = getattr(optimizer, lp_groups_name)
-        lacking = [group for group in groups if all(p._hp_mapping is None for p in group)]
-        optimizer.param_names[padding] = "padding"
-        for group in lacking:
-            group.append(padding)
-        try:
-            load(lp_groups_name, directory)
-        finally:
-            del optimizer.param_names[padding]
-            for group in lacking:
-                group.pop()
-
-    optimizer.load_hp_checkpoint_state_from_checkpoint_dir = load_with_padding
-
-
-def _read_latest(directory: Path) -> dict[str, Any]:
-    path = directory / "latest"
-    if not path.exists():
-        return {}
-    try:
-        latest = json.loads(path.read_text(encoding="utf-8"))
-        return {"tag": f"step-{int(latest['step'])}"} | latest
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: cannot be read: {error!r}") from None
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-").removesuffix("-universal"))
-
-
-def _universal(tag: str) -> str:
-    return f"{tag}-universal"
-
-
-def _make_universal(directory: Path, tag: str) -> None:
-    """Converts a state with DeepSpeed's own program, in a process of its own, unless it is done."""
-    target = directory / _universal(tag)
-    if target.exists():
-        return
-    staging = directory / f".{tag}-universal"
-    shutil.rmtree(staging, ignore_errors=True)
-    logger.info("converting the state %s for another number of processes", directory / tag)
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--input_folder", str(directory / tag), "--output_folder", str(staging)]
-    command += ["--inject_missing_state"]
-    # its own processes must not take themselves for a part of this group
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise RunError(f"{directory / tag}: cannot be converted for other processes: {reason}")
-    staging.rename(target)
 
 
 def mean_over_processes(value: Tensor) -> float:
