@@ -45,6 +45,7 @@ MEANING = {
     "overlap with bfloat16, itg-tiny": "the same, in 8 bits instead of bfloat16",
 }
 NOTHING = "-"
+OURS, REFERENCE = "#1f77b4", "#bbbbbb"
 
 
 def main() -> int:
@@ -161,19 +162,25 @@ def plot(rows: list[Row]) -> str:
     """Bars of ours beside the reference's, where it has a figure, as an SVG."""
     bars = [row for row in rows if row["reference_seconds"] and row["seconds"]]
     longest = max((row["reference_seconds"] for row in bars), default=1)
-    height, left, width = 34, 330, 430
+    gpus = list(dict.fromkeys(row["gpu"] for row in bars))
+    height, key, left, width = 34, 24, 330, 430
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{height * len(bars) + 10}" '
-        'font-family="sans-serif" font-size="12">',
+        '<svg xmlns="http://www.w3.org/2000/svg" width="860" '
+        f'height="{key + height * len(bars) + 10}" font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
+        f'<rect x="{left}" y="8" width="11" height="11" fill="{OURS}"/>',
+        f'<text x="{left + 16}" y="18">itg, {escape(" and ".join(gpus))}</text>',
+        f'<rect x="{left + 200}" y="8" width="11" height="11" fill="{REFERENCE}"/>',
+        f'<text x="{left + 216}" y="18">the reference\'s own code, H200</text>',
     ]
     for i, row in enumerate(bars):
-        y = i * height + 8
+        y = key + i * height + 8
         where = f", {row['decode']}" if row["decode"] else ""
+        where += f", {row['gpu']}" if len(gpus) > 1 else ""
         name = f"{row['case']}, {row['frames']} frames, {row['precision']}{where}"
         parts.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(name)}</text>')
         for j, (value, colour) in enumerate(
-            ((row["seconds"], "#1f77b4"), (row["reference_seconds"], "#bbbbbb"))
+            ((row["seconds"], OURS), (row["reference_seconds"], REFERENCE))
         ):
             length, top = max(1, value / longest * width), y + 12 * j
             parts += [
