@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -108,6 +109,13 @@ def test_the_report_holds_the_newest_rows_and_says_where_an_aim_is_missed(load, 
     assert "2.00 x" in text
     assert "99.0" not in text
     assert "torch-topk-sort" in (tmp_path / "report.svg").read_text()
+
+
+def test_the_committed_report_is_what_the_committed_rows_say(load, tmp_path):
+    shutil.copytree(BENCHMARKS / "results", tmp_path / "results")
+    assert load("report").main([str(tmp_path)]) == 0
+    for name in ("REPORT.md", "report.svg"):
+        assert (tmp_path / name).read_text() == (BENCHMARKS / name).read_text()
 
 
 def test_the_packed_case_has_sorted_disjoint_spans_with_text_between(load):

@@ -48,19 +48,21 @@ NOTHING = "-"
 OURS, REFERENCE = "#1f77b4", "#bbbbbb"
 
 
-def main() -> int:
-    """Writes REPORT.md and latency.svg beside the results."""
+def main(argv: list[str] | None = None) -> int:
+    """Writes REPORT.md and latency.svg beside the results, or into the folder given."""
+    arguments = sys.argv[1:] if argv is None else argv
+    folder = Path(arguments[0]) if arguments else HERE
     rows = [
         json.loads(line)
-        for path in sorted((HERE / "results").glob("*.jsonl"))
+        for path in sorted((folder / "results").glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
     if not rows:
         print("No rows under results/.", file=sys.stderr)
         return 1
     latest = newest(rows)
-    (HERE / "REPORT.md").write_text(report(latest))
-    (HERE / "latency.svg").write_text(plot(latest))
+    (folder / "REPORT.md").write_text(report(latest))
+    (folder / "latency.svg").write_text(plot(latest))
     return 0
 
 

@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from itg_model.config import FrameGroundingConfig, TextConfig, VisionConfig
+from itg_model.config import FrameGroundingConfig
 from itg_model.model import VIDEO_TOKEN_ID
 from itg_train import attention, engine
 from itg_train.build import build, make_module
@@ -40,30 +40,8 @@ from itg_train.measure import StepTimer, count_step, peak_memory_gib
 from itg_train.metrics import StepMetrics
 from itg_train.parameters import choose_trainable
 from itg_train.prepare import Prepared
-from itg_train.recipes import videoitg_7b
+from itg_train.recipes import scripted_small, videoitg_7b
 from itg_train.rundir import RunDir
-
-TINY = FrameGroundingConfig(
-    vision=VisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    ),
-    text=TextConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=300,
-    ),
-    vision_token_num=192,
-    tokenizer_model_max_length=512,
-)
-"""Stands in for the 7B shape where the script itself is tried."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +106,7 @@ def make_config(args: argparse.Namespace) -> TrainConfig:
     return replace(
         recipe,
         run_dir=args.scratch / "run",
-        model=TINY if tiny else recipe.model,
+        model=scripted_small().model if tiny else recipe.model,
         data=replace(
             recipe.data,
             sampling=replace(recipe.data.sampling, max_frames=128 if tiny else 1024),
@@ -322,7 +300,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--name", help="name of the row; by default made of the case")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, default=Path("runs/throughput"))
-    parser.add_argument("--shape", choices=["7b", "tiny"], default="7b")
+    parser.add_argument("--shape", choices=["7b", "tiny"], default="7b", help="tiny: to try it")
     parser.add_argument("--frames", type=int, default=120)
     parser.add_argument("--videos", type=int, default=16)
     parser.add_argument("--questions", type=int, default=1, help="of a video in one step")
