@@ -6,11 +6,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
+
+def pytest_configure() -> None:
+    """Lets Ctrl-C interrupt, also in a job that a shell put into the background.
+
+    There it is ignored, which every process inherits that a test starts and then interrupts.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
