@@ -1,8 +1,10 @@
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
-from itg_train.launch import find_place, first_node, start_workers
+from itg_train.launch import _free_port, find_place, first_node, start_workers
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,56 @@ def test_when_one_process_fails_the_others_are_stopped_and_its_status_is_ours(mo
     monkeypatch.setattr("itg_train.launch.subprocess.Popen", instead)
     assert start_workers([], 2) == 3
     assert all(process.poll() is not None for process in started)
+
+
+def test_a_process_that_is_killed_is_named_with_what_killed_it(monkeypatch, capfd):
+    script = (
+        "import os, signal, time\n"
+        "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "time.sleep(60)"
+    )
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        "itg_train.launch.subprocess.Popen",
+        lambda command, **options: real([sys.executable, "-c", script], **options),
+    )
+    assert start_workers([], 2) == 128 + signal.SIGKILL
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("itg-train: process 1 was ended by signal 9, Killed. Did memory run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_where_one_process_fails_it_says_why_and_the_others_that_they_end(failing, tmp_path):
+    script = f"""
+import sys
+from itg_data.errors import ItgError
+from itg_train import cli, engine, run
+from itg_train.config import EngineConfig
+
+def work(recipe, config):
+    processes = engine.join_processes(EngineConfig(device="cpu"))
+    if processes.rank == {failing}:
+        raise ItgError("no good")
+    engine.wait_for_all()
+
+run.run = work
+sys.exit(cli.main([]))
+"""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1].splitlines() for process in pair]
+    other = 1 - failing
+    assert said[failing] == ["itg-train: no good"]
+    assert said[other] == [
+        f"itg-train: process {other} ends because another one has, which says why"
+    ]
+    assert [process.returncode for process in pair] == [2, 2]

@@ -42,6 +42,8 @@ def start(config, *, script: str = "", max_file_bytes: int | None = None) -> sub
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=limit,
+        # Python does not notice that a module it compiled did not fit
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )
 
 

@@ -10,7 +10,7 @@ import tyro
 from itg_data.errors import ItgError, in_one_line
 
 from itg_train.config import TrainConfig
-from itg_train.launch import end_with_parent, start_workers
+from itg_train.launch import end_with_parent, lost_another, start_workers
 from itg_train.recipes import RECIPES
 
 
@@ -36,6 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = run(recipe, config)
     except (ItgError, OSError) as error:
         print(f"itg-train: {in_one_line(error)}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        print(
+            f"itg-train: process {os.environ['RANK']} ends because another one has, which says why",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(

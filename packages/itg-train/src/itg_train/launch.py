@@ -68,9 +68,24 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
                 continue
             running.discard(rank)
             if status != 0:
+                _say_killed(workers)
                 _stop(workers, signal.SIGTERM)
                 return status if status > 0 else 128 - status
     return 0
+
+
+def _say_killed(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """What was killed could not say so itself, and another may have failed of it before we saw."""
+    for rank, worker in enumerate(workers):
+        status = worker.poll()
+        if status is None or status >= 0:
+            continue
+        how = f"signal {-status}, {signal.strsignal(-status)}"
+        cause = " Did memory run out?" if -status == signal.SIGKILL else ""
+        sys.stderr.write(
+            f"itg-train: process {rank} was ended by {how}.{cause} The same command goes on from "
+            "the last saved state, if any\n"
+        )
 
 
 def _stop(workers: Sequence[subprocess.Popen[bytes]], how: signal.Signals) -> None:
@@ -98,6 +113,11 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether torch says that another process of the run is gone."""
+    return "gloo/transport" in str(error)
 
 
 def find_place(environment: Mapping[str, str]) -> dict[str, str]:
