@@ -25,11 +25,11 @@ def test_a_run_is_shipped_in_bfloat16_with_a_card_of_what_is_shipped(tmp_path, m
     monkeypatch.chdir(tmp_path)
     flags = [str(word) for name, value in SMALL.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "itg_train", "itg-tiny", *flags]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True)
     shipped = tmp_path / "shipped"
     # in a process of its own: it becomes a group of processes
     command = [sys.executable, ship_tiny.__file__, "runs/itg-tiny", "--into", str(shipped)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert done.stdout == f"{shipped}/README.md\n"
     tensors = load_file(shipped / "model.safetensors")
     trained = load_file(tmp_path / "runs/itg-tiny/checkpoint/model.safetensors")

@@ -70,7 +70,11 @@ def join_processes(config: EngineConfig) -> Processes:
     if on_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+        backend = "nccl" if on_gpu else "gloo"
+        if os.environ["WORLD_SIZE"] == "1":
+            # DeepSpeed would listen on a port, which another program may take in that moment
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
     global _patient
     _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     return Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
