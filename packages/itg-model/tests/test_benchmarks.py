@@ -74,3 +74,11 @@ def test_an_overlap_is_judged_by_the_least_that_must_stay(write):
     low = row(case=case, frames=120, precision="fp8", seconds=None, peak_gib=None)
     lines = write(low | {"overlap": 0.9499, "reference_seconds": None})
     assert f"| {case} | 120 | fp8 | 0.95 | 0.9499 | missed |" in lines
+
+
+def test_ours_is_set_beside_the_reference_only_where_both_ran_at_once(write):
+    cold = {"case": "cold", "decode": "auto"}
+    rival = {"case": "literal, cold", "decode": "decord", "seconds": 12.0, "git_sha": "76543210"}
+    lines = write(row(), row(case="literal", seconds=1.5), row(**cold), row(**rival))
+    assert "| network | 1.0 | literal | 1.5 | 1.50x |" in lines
+    assert "| cold | - | literal, cold | - | not measured in one run |" in lines
