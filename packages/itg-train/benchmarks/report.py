@@ -163,7 +163,7 @@ def report(rows: list[Row]) -> str:
         "and once the frozen tower's, against the card's bfloat16 peak; what is computed again",
         "does not count. The reference takes a step of its optimizer for each question of a GPU,",
         "with flash-attn 2 and all blocks computed again; a step here shares one among several.",
-        "*again*: of 28 blocks, those that keep nothing for the backward pass and compute it again.",
+        "*again*: of 28 blocks, those that keep nothing for the backward pass.",
     ]
     for gpu in dict.fromkeys(row["gpu"] for row in rows):
         here = [row for row in rows if row["gpu"] == gpu]
