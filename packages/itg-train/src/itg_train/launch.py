@@ -6,6 +6,7 @@ SLURM's, which are turned into the others here.
 """
 
 import os
+import random
 import re
 import signal
 import socket
@@ -173,6 +174,17 @@ def first_node(nodes: str) -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port of this machine that nobody listens on.
+
+    Seconds pass before a worker does. So it is not of those from 32768 on, which Linux hands out to
+    whoever asks for any.
+    """
+    # the seed of a run, or of a test, would have all choose alike
+    for port in random.SystemRandom().sample(range(20000, 32768), 100):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no port is free from 20000 to 32767")
