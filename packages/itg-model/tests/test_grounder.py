@@ -111,6 +111,17 @@ def test_another_sampling_than_the_encoded_videos_is_an_error(grounder, video):
         grounder.select(encoded, "where", sampling=SamplingConfig())
 
 
+def test_another_grounders_encoded_video_is_refused_by_name(grounder, video):
+    coarse = FrameGrounder(grounder.model, grounder.tokenizer, "tiny+side1", max_pooled_side=1)
+    encoded = grounder.encode(video)
+    assert encoded.model == "tiny"
+    for ask in (coarse.select, coarse.score):
+        with pytest.raises(ValueError, match=r"encoded by tiny, not by tiny\+side1: .* encode it"):
+            ask(encoded, "where")
+    again = FrameGrounder(grounder.model, grounder.tokenizer, "tiny")
+    assert again.score(encoded, "where") == grounder.score(encoded, "where")
+
+
 @pytest.mark.parametrize(
     "policy", [name for name in policy_names() if not policy_info(name).required]
 )

@@ -198,8 +198,8 @@ class FrameGrounder:
         Raises:
             VideoError: The file is no video that can be read; the message says why.
             ValueError: `top_k` is below 1, `policy` is unknown, one of its parameters is unknown,
-                missing or senseless, the question is blank, or `on_frames` is given for a video
-                that is encoded already.
+                missing or senseless, the question is blank, or a video that is encoded already
+                comes with `on_frames`, with another `sampling`, or from another model.
         """
         # faults of the request first: a long video should not be decoded for nothing
         params = _check_choice(policy, top_k, policy_params)
@@ -315,16 +315,22 @@ class FrameGrounder:
         """The second half of `encode`."""
         # of the frames asked for: how many the file will give is not known yet
         side = self.model.pooled_side(len(video.wanted))
-        return video.encode(self.model, min(side, self.max_pooled_side or side), progress)
+        side = min(side, self.max_pooled_side or side)
+        return video.encode(self.model, self.name, side, progress)
 
     @torch.inference_mode()
     def score(self, video: EncodedVideo, question: str) -> FrameScores:
         """Scores the frames of an encoded video for a question.
 
         Raises:
-            ValueError: The question is blank.
+            ValueError: The question is blank, or another model encoded the video.
             CheckpointError: The model gives scores that are no numbers.
         """
+        if video.model != self.name:
+            raise ValueError(
+                f"{video.video}: encoded by {video.model}, not by {self.name}: each model scores "
+                "its own features, encode it with this one too"
+            )
         ids = encode_question(question, self.tokenizer)
         room = self.model.config.tokenizer_model_max_length - video.features[..., 0].numel()
         if len(ids) - 1 > room:
