@@ -237,7 +237,8 @@ class FrameGrounder:
             An iterator with one result to each question, in order.
 
         Raises:
-            ValueError: As `select`, at once, where it does not depend on a video or a question.
+            ValueError: As `select`, at once, where it does not depend on a video or a question; and
+                when an entry of `asked` is drawn that is no such pair.
         """
         params = _check_choice(policy, top_k, policy_params)
 
