@@ -132,6 +132,40 @@ def test_a_directory_becomes_a_jsonl_and_goes_on_where_it_was(run, videos, groun
     assert output.read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({1: "Who wins?"}, f"holds answers to ('{QUESTION}', "),
+        ({2: "itg-tiny"}, "not to ('What is red?', 'itg-tiny', 'top-k', 3)"),
+        ({5: 2}, "'top-k', 3), not to "),
+    ],
+)
+def test_answers_to_something_else_are_refused_and_kept(
+    change, said, run, video, grounder_dir, tmp_path
+):
+    output = tmp_path / "out.jsonl"
+    arguments = dict(enumerate([video.parent, QUESTION, grounder_dir, output, "--top-k", 3]))
+    with pytest.raises(SystemExit, match="0"):
+        run("directory_to_jsonl.py", *arguments.values())
+    # a last line without its end is kept as well, where it may be another's
+    answers = output.read_bytes()[:-1]
+    output.write_bytes(answers)
+    with pytest.raises(SystemExit) as refused:
+        run("directory_to_jsonl.py", *(arguments | change).values())
+    assert str(refused.value).startswith(f"{output}: holds answers to (")
+    assert said in str(refused.value)
+    assert str(refused.value).endswith("; name another file")
+    assert output.read_bytes() == answers
+
+
+def test_a_file_of_something_else_is_refused_and_kept(run, video, grounder_dir, tmp_path):
+    output = tmp_path / "notes.txt"
+    output.write_text("precious\nnotes")
+    with pytest.raises(SystemExit, match=r"notes\.txt: .*; name another file"):
+        run("directory_to_jsonl.py", video.parent, QUESTION, grounder_dir, output)
+    assert output.read_text() == "precious\nnotes"
+
+
 def test_an_own_scorer_meets_the_policies(run, video, clip_dir):
     lines = run("own_scorer.py", video, QUESTION, "--clip", clip_dir, "--top-k", 3).splitlines()
     scores = [float(line.split()[-1]) for line in lines]

@@ -10,7 +10,8 @@ unnoticed until a user pays for it. Here each package is built as the wheel that
 
     uv run python tools/check_light.py [--install] [itg-model ...]
 
-Siblings come from the wheels just built; everything else from the index that uv is set to use.
+The package and its siblings are the wheels just built, whatever versions the index has of them;
+everything else comes from the index that uv is set to use.
 """
 
 import argparse
@@ -50,6 +51,8 @@ RULES = {
     "itg-eval": Rule(forbidden=_TRAINING - {"wandb", "datasets"}),
 }
 
+_PIN = re.compile("==| @ ")
+"""What stands between a distribution's name and its version, or the file that it is."""
 
 # Runs in the bare environment. A module may stop at a package of an extra, at no other.
 _IMPORT_ALL = """
@@ -121,12 +124,26 @@ def _wheel_of(package: str, wheels: Path) -> Path:
 
 
 def resolve(package: str, wheels: Path) -> list[str]:
-    """Returns the pins that installing `package` means, in an environment that has nothing."""
-    arguments = ["--quiet", "--no-header", "--no-annotate", "--find-links", str(wheels)]
+    """Returns the pins that installing `package` means, in an environment that has nothing.
+
+    What has a wheel in `wheels` is that file, whatever the index has; the rest are versions.
+    """
+    # A mere folder of wheels would stand beside the index, and the newest of both would be taken.
+    files = wheels / "built.txt"
+    files.write_text("".join(f"{_as_pin(wheel)}\n" for wheel in sorted(wheels.glob("*.whl"))))
+    arguments = ["--quiet", "--no-header", "--no-annotate", "--constraints", str(files)]
     # Standing among the wheels and not in the workspace, uv sees no sources and no constraints.
     python = ["--python", sys.executable]
     pins = run(["uv", "pip", "compile", *python, *arguments, "-"], cwd=wheels, stdin=package)
-    return [line.strip() for line in pins.splitlines() if "==" in line]
+    return [line.strip() for line in pins.splitlines() if _PIN.search(line)]
+
+
+def _as_pin(wheel: Path) -> str:
+    return f"{wheel.name.split('-')[0].replace('_', '-')} @ {wheel.resolve().as_uri()}"
+
+
+def _names_in(pins: Sequence[str]) -> set[str]:
+    return {_PIN.split(pin)[0] for pin in pins}
 
 
 def install(package: str, pins: Sequence[str], wheels: Path, into: Path) -> str:
@@ -139,7 +156,7 @@ def install(package: str, pins: Sequence[str], wheels: Path, into: Path) -> str:
     python = str(into / "bin" / "python")
     requirements = wheels / f"{package}.txt"
     requirements.write_text("\n".join(pins))
-    arguments = ["--quiet", "--no-deps", "--find-links", str(wheels), "-r", str(requirements)]
+    arguments = ["--quiet", "--no-deps", "-r", str(requirements)]
     run(["uv", "pip", "install", "--python", python, *arguments], cwd=wheels)
     names = [package.replace("-", "_"), *sorted(modules_of_extras(package, wheels))]
     started_s = time.monotonic()
@@ -179,10 +196,12 @@ def check(package: str, wheels: Path, *, install_it: bool) -> str:
     """
     rule = RULES[package]
     pins = resolve(package, wheels)
-    closure = {pin.split("==")[0] for pin in pins}
+    if (built := _as_pin(_wheel_of(package, wheels))) not in pins:
+        raise CheckError(f"{built} was built, but what would be tried is {', '.join(pins)}")
+    closure = _names_in(pins)
     allowed = {package}
     if rule.same_as:
-        allowed |= {pin.split("==")[0] for pin in resolve(rule.same_as, wheels)}
+        allowed |= _names_in(resolve(rule.same_as, wheels))
     if found := violations(rule, closure, allowed):
         raise CheckError("; ".join(found))
     absent = f"no {', '.join(sorted(rule.forbidden))}"

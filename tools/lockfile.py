@@ -2,12 +2,13 @@
 
 uv writes into uv.lock where every file was downloaded from, so a lock made behind one mirror is
 wrong behind the next. The committed lock is *neutral* instead: versions, dependency graph and
-hashes, and no address. It differs from the *completed* file that uv writes in three ways:
+hashes, and no address. It differs from the *completed* file that uv writes in these ways:
 
 | completed                                     | neutral                |
 |-----------------------------------------------|------------------------|
 | `url = "https://mirror.example/a/b-1.0.whl"`  | `filename = "b-1.0.whl"` |
 | `registry = "https://mirror.example/simple"`  | `registry = "index"`   |
+| `registry = "wheels"`, `path = "b-1.0.whl"`   | the same               |
 | `[package.metadata]` and its sub-tables       | gone                   |
 
 Without those tables uv finds the lock incomplete: it resolves once more, with the locked versions
@@ -50,9 +51,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-_REGISTRY = re.compile(rb'\bregistry = "[a-z+]+://[^"]*"')
+_REGISTRY = re.compile(rb'\bregistry = "[^"]*"')
 # A wheel or an sdist; `source = { url = ... }` is a dependency that is an address, and stays.
 _FILE_URL = re.compile(rb'(?<!source = )\{ url = "[^"?#]*/([^"/?#]+)(?:[?#][^"]*)?"')
+# The same where the index is a folder of wheels (find-links).
+_FILE_PATH = re.compile(rb'(?<!source = )\{ path = "(?:[^"]*/)?([^"/]+)"')
+_NO_HASH = "without a hash"
 _MARK = "# From `tools/lockfile.py setup`, which says why."
 _HOOK = f"""\
 #!/bin/sh
@@ -84,7 +88,8 @@ def neutral(lock: bytes) -> bytes:
         if line.startswith((b"[", b"<<<<<<<", b"=======", b">>>>>>>")):
             in_metadata = _METADATA_HEADER.match(line) is not None
         if not in_metadata:
-            lines.append(_FILE_URL.sub(_as_filename, _REGISTRY.sub(b'registry = "index"', line)))
+            line = _REGISTRY.sub(b'registry = "index"', line)
+            lines.append(_FILE_PATH.sub(rb'{ filename = "\1"', _FILE_URL.sub(_as_filename, line)))
     # A metadata table at the end of the file leaves behind the blank line that stood before it.
     return re.sub(rb"\n{2,}\Z", b"\n", b"".join(lines))
 
@@ -101,6 +106,21 @@ def addresses(lock: bytes) -> list[str]:
         if "://" in line or re.search(r'\bregistry = "(?!index")', line):
             found.append(f"line {number}: {line.strip()}")
     return found
+
+
+def unhashed(lock: bytes) -> list[str]:
+    """Returns the names of a neutral lock's files that have no hash: uv takes none from a folder.
+
+    Raises:
+        tomllib.TOMLDecodeError: If the lock is no TOML.
+    """
+    packages = tomllib.loads(lock.decode()).get("package", [])
+    return sorted(
+        name
+        for package in packages
+        for name, digest in _hashes(package).items()
+        if digest == _NO_HASH
+    )
 
 
 def differences(committed: bytes, completed: bytes) -> list[str]:
@@ -176,7 +196,7 @@ def _value_differences(label: str, committed: Any, completed: Any) -> list[str]:
 
 def _hashes(package: Mapping[str, Any]) -> dict[str, str]:
     files = [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]
-    return {file["filename"]: file.get("hash", "without a hash") for file in files}
+    return {file["filename"]: file.get("hash", _NO_HASH) for file in files}
 
 
 def setup(root: Path) -> None:
@@ -232,6 +252,10 @@ def _check_command(lock: Path, against: Path | None, revision: str) -> int:
     if named := addresses(committed):
         print(f"{committed_name} names an index or an address:", *named[:5], sep="\n  ")
         print("Make it neutral: python3 tools/lockfile.py neutral uv.lock")
+        return 1
+    if found := unhashed(committed):
+        print(f"{committed_name} has no hash for {', '.join(found[:5])}")
+        print("Without find-links, run `uv lock` and commit the new lock: an index has hashes")
         return 1
     if found := differences(committed, completed):
         print(f"{lock} and {committed_name} disagree:", *found, sep="\n  ")

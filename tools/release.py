@@ -7,17 +7,19 @@
     uv run python tools/release.py itg-model --stage build              # plan and build alone
     uv run python tools/release.py itg-model --stage smoke              # try what was built
 
-**Plan**: the tag names the package and its version, the changelog has a section for it, and each
-sibling's version lies in the range that the package asks for. **Build**: sdist and wheel, without
-workspace sources. **Smoke**: the wheel in a bare environment outside the workspace, see
-`check_light.py`. A dry run lets changelog fragments stand for the section and takes siblings from
-the workspace; the real one takes them from the index, where users will, so they must be published
-first. Nothing here publishes, so all of it can be repeated. The stages can be run apart because
-smoke runs the code of everything that the package brings: what is published is put away before.
+**Plan**: the tag names the package and its version and lies on main, the changelog has a section
+for it, and each sibling's version lies in the range that the package asks for. **Build**: sdist and
+wheel, without workspace sources. **Smoke**: the wheel in a bare environment outside the workspace,
+see `check_light.py`. A dry run lets changelog fragments stand for the section and takes siblings
+from the workspace; the real one takes them from the index, where users will, so they must be
+published first. Nothing here publishes, so all of it can be repeated. The stages can be run apart
+because smoke runs the code of everything that the package brings: what is published is put away
+before.
 """
 
 import argparse
 import re
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +81,20 @@ def plan(
     return f"{expected}, with {needed or 'no sibling'}"
 
 
+def check_on_main(root: Path) -> None:
+    """Checks that the commit to be released is one of `origin/main`'s, which reviews and CI saw.
+
+    Raises:
+        ReleaseError: If it is not, or the clone at `root` does not know `origin/main`.
+    """
+    command = ["git", "merge-base", "--is-ancestor", "HEAD", "origin/main"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode == 1:
+        raise ReleaseError("HEAD is not on origin/main: merge it first, then tag what main has")
+    if done.returncode:
+        raise ReleaseError(f"{' '.join(command)}: {done.stderr.strip()}; git fetch origin main")
+
+
 def build(member: workspace.Member, output: Path) -> None:
     """Builds sdist and wheel into `output`.
 
@@ -128,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = args.out_dir.resolve()
     try:
         if args.stage != "smoke":
+            if args.tag and not args.dry_run:
+                check_on_main(workspace.ROOT)
             print(f"plan   {plan(member, members, tag=args.tag, dry_run=args.dry_run)}")
             build(member, output)
             print(f"build  {output}")

@@ -4,14 +4,14 @@
     uv run python tools/ship_tiny.py runs/itg-tiny
 
 Weights become bfloat16, and the held-out split is measured anew with what they are then, so the
-card speaks of what is shipped.
+card speaks of what is shipped. What was shipped before is replaced at the end, by a whole folder.
 """
 
 import argparse
 import json
 import os
-import shutil
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from itg_model import weights
 from itg_model.locate import TINY_FOLDER
 from itg_model.model import FrameGroundingModel
 from itg_model.processing import load_tokenizer
-from itg_train.card import write_card
+from itg_train.card import CARD, CURVE, write_card
 from itg_train.cli import parse
 from itg_train.config import TrainConfig
 from itg_train.evaluate import QuestionResult, evaluate
@@ -33,6 +33,11 @@ from itg_train.rundir import RunDir
 
 MAX_MB = 12.0
 """What the wheel may carry."""
+
+SHIPPED = frozenset(
+    {"config.json", weights.SINGLE_NAME, "tokenizer.json", "tokenizer_config.json", CARD, CURVE}
+)
+"""The files of a shipped folder; one that holds anything else is not replaced."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,17 +51,18 @@ def main(argv: list[str] | None = None) -> int:
     except (ItgError, OSError, ValueError) as error:
         print(f"ship_tiny: {error}", file=sys.stderr)
         return 2
-    print(arguments.into / "README.md")
+    print(arguments.into / CARD)
     return 0
 
 
 def ship(run_dir: RunDir, into: Path) -> None:
-    """Writes the folder anew.
+    """Writes the folder anew; until that is done, what it held stays.
 
     Raises:
         ItgError: The run has left no checkpoint, or its data are gone.
-        ValueError: The weights are too large.
+        ValueError: The weights are too large, or `into` holds something else.
     """
+    check_target(into)
     described = json.loads(run_dir.config.read_text(encoding="utf-8"))
     options = to_options(described["recipe"], described["config"])
     recipe, config = parse([described["recipe"], *options])
@@ -64,13 +70,45 @@ def ship(run_dir: RunDir, into: Path) -> None:
     size_mb = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
     if size_mb > MAX_MB:
         raise ValueError(f"the weights take {size_mb:.1f} MB, more than {MAX_MB:g}")
+    into.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{into.name}.", dir=into.parent) as beside:
+        new = Path(beside) / "new"
+        weights.write_checkpoint(new, config.model, model.state_dict(), published=True)
+        load_tokenizer(run_dir.checkpoint).save_pretrained(new)
+        with closing(Readers(os.cpu_count() or 1)) as readers:
+            prepared = prepare_alone(config, readers)
+            write_card(new, recipe, config, prepared, run_dir, measure(new, config, prepared))
+        swap(new, into, Path(beside) / "old")
+
+
+def check_target(into: Path) -> None:
+    """Checks that nothing but what was shipped before would be replaced.
+
+    Raises:
+        ValueError: `into` is no folder, or one that holds something else.
+    """
+    if not into.exists():
+        return
+    if into.is_symlink() or not into.is_dir():
+        raise ValueError(f"{into}: is no folder, name one")
+    held = {path.name for path in into.iterdir()}
+    if held - SHIPPED:
+        names = ", ".join(sorted(held - SHIPPED)[:5])
+        raise ValueError(f"{into}: holds {names}, no part of a checkpoint; name another folder")
+    if held and "config.json" not in held:
+        raise ValueError(f"{into}: holds no config.json, so no checkpoint; name another folder")
+
+
+def swap(new: Path, into: Path, old: Path) -> None:
+    """Puts the folder `new` at `into`, and what was there, if anything, at `old`."""
     if into.exists():
-        shutil.rmtree(into)
-    weights.write_checkpoint(into, config.model, model.state_dict(), published=True)
-    load_tokenizer(run_dir.checkpoint).save_pretrained(into)
-    with closing(Readers(os.cpu_count() or 1)) as readers:
-        prepared = prepare_alone(config, readers)
-        write_card(into, recipe, config, prepared, run_dir, measure(into, config, prepared))
+        into.rename(old)
+    try:
+        new.rename(into)
+    except OSError:
+        if old.exists():
+            old.rename(into)
+        raise
 
 
 def prepare_alone(config: TrainConfig, readers: Readers) -> Prepared:

@@ -63,9 +63,17 @@ def test_a_branch_that_has_only_just_begun_affects_all(capsys):
     assert json.loads(capsys.readouterr().out) == {"package": list(workspace.members())}
 
 
-def test_an_unknown_base_exits_2(capsys):
-    assert affected.main(["no-such-branch"]) == 2
-    assert "no-such-branch...HEAD" in capsys.readouterr().err
+def test_a_commit_that_a_forced_push_took_away_affects_all(capsys):
+    assert affected.main(["5ca1ab1e" * 5]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"package": list(workspace.members())}
+    assert "5ca1ab1e5ca1ab1e5ca1ab1e5ca1ab1e5ca1ab1e is not in this clone: all packages" in err
+
+
+@pytest.mark.parametrize("base", ["no-such-branch", "origin/no-such", "5ca1ab1e"])
+def test_an_unknown_branch_exits_2(base, capsys):
+    assert affected.main([base]) == 2
+    assert f"{base}...HEAD" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

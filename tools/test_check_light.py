@@ -16,10 +16,10 @@ def wheels(tmp_path):
     return folder
 
 
-def make_wheel(folder, name, *, requires=(), source="", commands=(), modules=None):
+def make_wheel(folder, name, *, version="0.1.0", requires=(), source="", commands=(), modules=None):
     module = name.replace("-", "_")
-    info = f"{module}-0.1.0.dist-info"
-    metadata = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 0.1.0"]
+    info = f"{module}-{version}.dist-info"
+    metadata = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
     metadata += [f"Requires-Dist: {requirement}" for requirement in requires]
     package = {f"{module}/{name}.py": text for name, text in (modules or {}).items()}
     files = {
@@ -31,7 +31,7 @@ def make_wheel(folder, name, *, requires=(), source="", commands=(), modules=Non
         lines = ["[console_scripts]", *(f"{command} = {module}:main" for command in commands)]
         files[f"{info}/entry_points.txt"] = "\n".join(lines) + "\n"
     files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
-    with zipfile.ZipFile(folder / f"{module}-0.1.0-py3-none-any.whl", "w") as archive:
+    with zipfile.ZipFile(folder / f"{module}-{version}-py3-none-any.whl", "w") as archive:
         for path, text in files.items():
             archive.writestr(path, text)
 
@@ -53,6 +53,42 @@ def test_a_light_package_passes_and_the_verdict_counts_what_it_brings(wheels):
     make_wheel(wheels, "itg-model", requires=["torch"])
     verdict = check_light.check("itg-model", wheels, install_it=False)
     assert verdict.startswith("3 distributions, no datasets, deepspeed, itg-eval")
+
+
+@pytest.mark.parametrize(
+    ("built", "published"), [("0.1.1", "0.2.0"), ("0.2.0rc1", "0.1.0"), ("0.1.0", "0.1.0")]
+)
+def test_what_is_tried_is_what_was_built_whatever_the_index_has(
+    built, published, wheels, tmp_path, monkeypatch
+):
+    broken = "raise SystemExit('not the one that was built')\n"
+    for name in ("itg-data", "itg-model"):
+        requires = ["itg-data>=0.1,<0.3"] if name == "itg-model" else []
+        make_wheel(wheels, name, version=built, requires=requires)
+        make_wheel(tmp_path, name, version=published, requires=requires, source=broken)
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
+    assert "; imports 1 modules" in check_light.check("itg-model", wheels, install_it=True)
+    files = [wheels / f"{name}-{built}-py3-none-any.whl" for name in ("itg_data", "itg_model")]
+    assert check_light.resolve("itg-model", wheels) == [
+        f"itg-data @ {files[0].as_uri()}",
+        f"itg-model @ {files[1].as_uri()}",
+    ]
+
+
+def test_a_sibling_that_was_not_built_comes_from_the_index(wheels, tmp_path, monkeypatch):
+    make_wheel(wheels, "itg-model", requires=["itg-data>=0.1,<0.3"])
+    make_wheel(tmp_path, "itg-data", version="0.2.0")
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
+    assert "itg-data==0.2.0" in check_light.resolve("itg-model", wheels)
+
+
+def test_a_built_sibling_out_of_range_fails(wheels):
+    make_wheel(wheels, "itg-data", version="0.3.0")
+    make_wheel(wheels, "itg-model", requires=["itg-data>=0.1,<0.3"])
+    with pytest.raises(
+        check_light.CheckError, match=r"itg-model==0\.1\.0 depends on itg-data>=0\.1,<0\.3"
+    ):
+        check_light.check("itg-model", wheels, install_it=False)
 
 
 def test_a_forbidden_dependency_of_a_dependency_is_named(wheels):

@@ -155,8 +155,50 @@ def test_a_dependency_that_is_an_address_keeps_it_and_is_reported():
     assert lockfile.addresses(direct) == [f"line 1: {direct.decode().strip()}"]
 
 
-def test_a_path_registry_is_reported():
-    assert lockfile.addresses(b'source = { registry = "../wheels" }') != []
+FROM_FOLDER = """\
+version = 1
+revision = 5
+requires-python = ">=3.11"
+
+[[package]]
+name = "alpha"
+version = "1.0+a.b"
+source = { registry = "/home/x/my wheels#1" }
+dependencies = [
+    { name = "beta", version = "2.0", source = { registry = "../wheels" } },
+]
+sdist = { path = "alpha-1.0+a.b.tar.gz" }
+wheels = [
+    { path = "/home/x/my wheels#1/alpha-1.0+a.b-py3-none-any.whl" },
+]
+"""
+
+
+def test_folders_of_wheels_are_taken_out_as_indexes_are():
+    lock = lockfile.neutral(FROM_FOLDER.encode())
+    assert lock.decode() == (
+        FROM_FOLDER.replace("/home/x/my wheels#1/", "")
+        .replace("/home/x/my wheels#1", "index")
+        .replace("../wheels", "index")
+        .replace("{ path =", "{ filename =")
+    )
+    assert lockfile.addresses(FROM_FOLDER.encode()) != []
+    assert lockfile.addresses(lock) == []
+    assert lockfile.differences(lock, FROM_FOLDER.encode()) == []
+
+
+def test_a_dependency_that_is_a_file_keeps_its_path():
+    direct = b'source = { path = "vendor/x-1-py3-none-any.whl" }\n'
+    assert lockfile.neutral(direct) == direct
+
+
+def test_check_refuses_a_file_without_a_hash_and_says_how_to_get_one(repo, capsys):
+    (repo / "uv.lock").write_bytes(lockfile.neutral(FROM_FOLDER.encode()))
+    git(repo, "commit", "--quiet", "-am", "Lock, from a folder of wheels")
+    assert lockfile.main(["check", str(repo / "uv.lock")]) == 1
+    said = capsys.readouterr().out
+    assert "no hash for alpha-1.0+a.b-py3-none-any.whl, alpha-1.0+a.b.tar.gz" in said
+    assert "Without find-links, run `uv lock` and commit" in said
 
 
 def test_conflict_markers_of_a_merge_survive():

@@ -56,6 +56,47 @@ def test_notes_are_the_section_of_this_version_alone(tmp_path):
     assert release.notes(member) == "- B."
 
 
+@pytest.fixture
+def clone(tmp_path):
+    """A clone whose branch is one commit ahead of `origin/main`."""
+    git(tmp_path, "init", "--quiet", "--initial-branch=main", "origin")
+    git(tmp_path / "origin", "commit", "--quiet", "--allow-empty", "-m", "On main")
+    git(tmp_path, "clone", "--quiet", "origin", "clone")
+    git(tmp_path / "clone", "commit", "--quiet", "--allow-empty", "-m", "Beside main")
+    return tmp_path / "clone"
+
+
+def git(folder, *arguments):
+    author = ["-c", "user.name=Tester", "-c", "user.email=tester@mirror.example"]
+    subprocess.run(["git", *author, *arguments], cwd=folder, check=True)
+
+
+def test_what_is_tagged_beside_main_is_refused(clone):
+    with pytest.raises(release.ReleaseError, match=r"HEAD is not on origin/main: merge it first"):
+        release.check_on_main(clone)
+    git(clone, "checkout", "--quiet", "--detach", "HEAD~")
+    release.check_on_main(clone)
+
+
+def test_a_clone_that_does_not_know_main_says_so(clone):
+    git(clone, "remote", "remove", "origin")
+    with pytest.raises(release.ReleaseError, match=r"origin/main.*; git fetch origin main$"):
+        release.check_on_main(clone)
+
+
+def test_a_tag_is_looked_for_on_main_and_a_rehearsal_is_not(tmp_path, monkeypatch, capsys):
+    def refuse(root):
+        raise release.ReleaseError(f"{root.name} is not on main")
+
+    monkeypatch.setattr(release, "check_on_main", refuse)
+    monkeypatch.setattr(release, "build", lambda *_: None)
+    monkeypatch.setattr(release, "plan", lambda *_, **__: "as planned")
+    arguments = ["itg-data", "--stage", "build", "--out-dir", str(tmp_path), "--tag", "itg-data-v1"]
+    assert release.main(arguments) == 1
+    assert "is not on main" in capsys.readouterr().out
+    assert release.main([*arguments, "--dry-run"]) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("package", workspace.members())
 def test_each_package_s_release_passes_its_rehearsal(package, tmp_path, capsys):

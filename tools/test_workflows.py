@@ -59,3 +59,14 @@ def test_each_part_of_ci_run_is_a_job_of_ci():
     assert matrix
     jobs = {*matrix[1].split(", "), *re.findall(r"run: \.ci/run (\w+)$", workflow, re.MULTILINE)}
     assert jobs == set(known[1].split())
+
+
+def test_nothing_is_published_before_its_tests_and_its_wheel_were_tried():
+    workflow = (GITHUB / "workflows" / "release.yml").read_text()
+    jobs = dict(re.findall(r"^  (\w+):\n((?:    .*\n|\n)+)", workflow, re.MULTILINE))
+    assert "needs: [build, tests, smoke]" in jobs["publish"]
+    assert "needs: build" in jobs["tests"]
+    assert 'pytest -n auto "packages/$PACKAGE"' in jobs["tests"]
+    # the tag is looked for on main, of which a shallow clone knows nothing
+    assert "fetch-depth: 0" in jobs["build"]
+    assert '--tag "$GITHUB_REF_NAME"' in jobs["build"]

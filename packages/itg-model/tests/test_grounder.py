@@ -111,6 +111,17 @@ def test_another_sampling_than_the_encoded_videos_is_an_error(grounder, video):
         grounder.select(encoded, "where", sampling=SamplingConfig())
 
 
+def test_another_grounders_encoded_video_is_refused_by_name(grounder, video):
+    coarse = FrameGrounder(grounder.model, grounder.tokenizer, "tiny+side1", max_pooled_side=1)
+    encoded = grounder.encode(video)
+    assert encoded.model == "tiny"
+    for ask in (coarse.select, coarse.score):
+        with pytest.raises(ValueError, match=r"encoded by tiny, not by tiny\+side1: .* encode it"):
+            ask(encoded, "where")
+    again = FrameGrounder(grounder.model, grounder.tokenizer, "tiny")
+    assert again.score(encoded, "where") == grounder.score(encoded, "where")
+
+
 @pytest.mark.parametrize(
     "policy", [name for name in policy_names() if not policy_info(name).required]
 )
@@ -193,6 +204,8 @@ def test_a_file_that_is_no_video_is_an_error_with_its_path(grounder, tmp_path):
         ({"policy": "aks", "policy_params": {"depth": "3"}}, "depth must be a whole number"),
         ({"policy": "dig", "policy_params": {"boundaries": [0, 9]}}, "boundaries count the frames"),
         ({"question": " "}, "question must not be blank"),
+        ({"question": None}, "question must be text, got None"),
+        ({"question": ["where"]}, r"question must be text, got \['where'\]"),
     ],
 )
 def test_a_senseless_request_fails_before_the_video_is_opened(options, message, grounder):
@@ -278,6 +291,30 @@ def test_devices_and_types_resolve_by_name():
         resolve_device("cuda:99")
     with pytest.raises(ValueError, match="dtype must be auto, float32, float16, bfloat16, got 'x'"):
         resolve_dtype("x", cpu)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "meta"}, "device must be auto, cpu, cuda or cuda:N, got 'meta'"),
+        ({"device": torch.device("meta")}, "device must be auto, cpu, cuda or cuda:N"),
+        ({"dtype": torch.int32}, "dtype must be auto, float32, float16, bfloat16, got 'int32'"),
+        ({"frame_chunk": -1}, "frame_chunk must be >= 0, got -1"),
+        ({"frame_chunk": 1.5}, "frame_chunk must be a whole number, got 1.5"),
+        ({"max_pooled_side": 0}, "max_pooled_side must be >= 1, got 0"),
+        ({"max_pooled_side": 1.5}, "max_pooled_side must be a whole number, got 1.5"),
+        ({"precision": "fp4"}, "precision must be one of"),
+    ],
+    ids=str,
+)
+def test_a_senseless_option_fails_before_a_checkpoint_is_looked_for(options, message):
+    with pytest.raises(ValueError, match=message):
+        FrameGrounder.from_pretrained("no/such/dir", **({"device": "cpu"} | options))
+
+
+def test_a_grounder_of_a_given_model_checks_how_frames_pass(tiny_model, tokenizer):
+    with pytest.raises(ValueError, match="frame_chunk must be >= 0, got -1"):
+        FrameGrounder(tiny_model, tokenizer, "tiny", frame_chunk=-1)
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "png"])

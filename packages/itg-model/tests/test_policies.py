@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from itg_model import select_frames
 from itg_model.policies import (
     check_policy,
@@ -251,6 +252,19 @@ def test_whole_numbers_of_any_library_are_whole_numbers():
     wanted = select_frames(scores, 8, "aks", depth=3, t1=1).tolist()
     params = {"depth": np.int32(3), "t1": np.float32(1)}
     assert select_frames(scores, np.int64(8), "aks", **params).tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64])
+@pytest.mark.parametrize("parity", [False, True])
+def test_tensors_of_any_type_are_read_as_the_arrays_they_are(dtype, parity):
+    scores = (torch.arange(12) * 7 % 12).to(dtype)
+    if dtype.is_floating_point:
+        scores.requires_grad_()
+    plain = [7 * i % 12 for i in range(12)]
+    times_s = torch.arange(12, dtype=torch.bfloat16)
+    got = select_frames(scores, 3, "min-gap", parity=parity, min_gap_s=2, times_s=times_s)
+    wanted = select_frames(plain, 3, "min-gap", parity=parity, min_gap_s=2, times_s=range(12))
+    assert got.tolist() == wanted.tolist()
 
 
 def test_a_request_can_be_checked_before_there_are_scores():

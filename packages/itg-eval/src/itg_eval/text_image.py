@@ -105,6 +105,7 @@ class TextImageScorer:
         given = np.concatenate(source_idx)
         return EncodedVideo(
             video=video,
+            model=self.name,
             sampling=sampling.describe(),
             features=torch.cat(features)[:, None],
             source_idx=given,

@@ -45,6 +45,8 @@ class EncodedVideo:
     """A video after the tower, ready for any number of questions."""
 
     video: str
+    model: str
+    """What encoded it, as records name it; another's features would give scores all the same."""
     sampling: str
     """The sampling rule, as `SamplingConfig.describe` writes it."""
     features: Tensor = field(repr=False)
@@ -122,9 +124,9 @@ class SampledVideo:
         return self._reader.stream(self.wanted, chunk)
 
     def encode(
-        self, model: FrameGroundingModel, side: int, progress: Progress | None
+        self, model: FrameGroundingModel, name: str, side: int, progress: Progress | None
     ) -> EncodedVideo:
-        """Runs the tower over the frames as they come, pooled to `side`.
+        """Runs the tower of `model`, called `name`, over the frames as they come, pooled to `side`.
 
         Raises:
             VideoError: The file gives none of the frames, or decoding failed.
@@ -148,6 +150,7 @@ class SampledVideo:
         order = np.argsort(places)
         return EncodedVideo(
             video=self.video,
+            model=name,
             sampling=self.sampling.describe(),
             features=_reorder(torch.cat(features), order),
             source_idx=places[order],

@@ -27,12 +27,12 @@ from itg_model.frames import (
     SampledVideo,
     check_decode,
 )
-from itg_model.linear import check_fp8
 from itg_model.locate import find_checkpoint
 from itg_model.many import Asked, FailedSelection, select_each
-from itg_model.model import DEFAULT_FRAME_CHUNK, FrameGroundingModel, Precision
+from itg_model.model import DEFAULT_FRAME_CHUNK, FrameGroundingModel, Precision, check_precision
 from itg_model.policies import (
     check_policy,
+    check_whole,
     describe_policy,
     order_by_score,
     policy_info,
@@ -84,9 +84,7 @@ class FrameGrounder:
             raise CheckpointError(
                 f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {vocab_size}"
             )
-        check_decode(decode, model.device)
-        if max_pooled_side is not None and max_pooled_side < 1:
-            raise ValueError(f"max_pooled_side must be >= 1, got {max_pooled_side}")
+        _check_passage(frame_chunk, decode, model.device, max_pooled_side)
         usual = GPU_FRAME_CHUNK if model.device.type == "cuda" else DEFAULT_FRAME_CHUNK
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -129,13 +127,13 @@ class FrameGrounder:
 
         Raises:
             CheckpointError: The checkpoint cannot be found, read or used.
-            ValueError: `device`, `dtype`, `precision` or `decode` is unknown or not to be had here.
+            ValueError: `device`, `dtype`, `precision` or `decode` is unknown or not to be had here,
+                or `frame_chunk` or `max_pooled_side` is senseless.
         """
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        check_decode(decode, device)
-        if precision == "fp8":
-            check_fp8(device, dtype)
+        _check_passage(frame_chunk, decode, device, max_pooled_side)
+        check_precision(precision, device, dtype)
         directory = find_checkpoint(path_or_hub_id)
         # the tokenizer first: it is small, and its absence should not cost a long load
         tokenizer = load_tokenizer(directory)
@@ -198,8 +196,8 @@ class FrameGrounder:
         Raises:
             VideoError: The file is no video that can be read; the message says why.
             ValueError: `top_k` is below 1, `policy` is unknown, one of its parameters is unknown,
-                missing or senseless, the question is blank, or `on_frames` is given for a video
-                that is encoded already.
+                missing or senseless, the question is no text or blank, or a video that is encoded
+                already comes with `on_frames`, with another `sampling`, or from another model.
         """
         # faults of the request first: a long video should not be decoded for nothing
         params = _check_choice(policy, top_k, policy_params)
@@ -239,7 +237,8 @@ class FrameGrounder:
             An iterator with one result to each question, in order.
 
         Raises:
-            ValueError: As `select`, at once, where it does not depend on a video or a question.
+            ValueError: As `select`, at once, where it does not depend on a video or a question; and
+                when an entry of `asked` is drawn that is no such pair.
         """
         params = _check_choice(policy, top_k, policy_params)
 
@@ -315,16 +314,22 @@ class FrameGrounder:
         """The second half of `encode`."""
         # of the frames asked for: how many the file will give is not known yet
         side = self.model.pooled_side(len(video.wanted))
-        return video.encode(self.model, min(side, self.max_pooled_side or side), progress)
+        side = min(side, self.max_pooled_side or side)
+        return video.encode(self.model, self.name, side, progress)
 
     @torch.inference_mode()
     def score(self, video: EncodedVideo, question: str) -> FrameScores:
         """Scores the frames of an encoded video for a question.
 
         Raises:
-            ValueError: The question is blank.
+            ValueError: The question is no text or blank, or another model encoded the video.
             CheckpointError: The model gives scores that are no numbers.
         """
+        if video.model != self.name:
+            raise ValueError(
+                f"{video.video}: encoded by {video.model}, not by {self.name}: each model scores "
+                "its own features, encode it with this one too"
+            )
         ids = encode_question(question, self.tokenizer)
         room = self.model.config.tokenizer_model_max_length - video.features[..., 0].numel()
         if len(ids) - 1 > room:
@@ -346,6 +351,16 @@ class FrameGrounder:
             time_s=tuple(video.time_s.tolist()),
             scores=tuple(scores.tolist()),
         )
+
+
+def _check_passage(
+    frame_chunk: int, decode: Decode, device: torch.device, max_pooled_side: int | None
+) -> None:
+    """Checks how frames are to pass; a model should not be loaded for a typo."""
+    check_decode(decode, device)
+    check_whole("frame_chunk", frame_chunk, 0)
+    if max_pooled_side is not None:
+        check_whole("max_pooled_side", max_pooled_side, 1)
 
 
 def _check_choice(

@@ -127,13 +127,20 @@ def _close_once_open(opening: Future[SampledVideo]) -> None:
 
 def _group(asked: Iterable[Asked]) -> Iterator[tuple[str, list[str]]]:
     """Video and questions, neighbours about the same video together; drawn as needed."""
-    pairs = (
-        (os.fspath(video), question)
-        for video, questions in asked
-        for question in ([questions] if isinstance(questions, str) else questions)
-    )
+    pairs = (pair for entry in asked for pair in _split(entry))
     for video, group in groupby(pairs, key=lambda pair: pair[0]):
         yield video, [question for _, question in group]
+
+
+def _split(entry: Asked) -> Iterator[tuple[str, str]]:
+    # a name alone would be taken apart into letters
+    if not isinstance(entry, tuple | list) or len(entry) != 2 or entry[1] is None:
+        raise ValueError(
+            f"asked must hold pairs of a video and a question, or questions, got {entry!r:.80}"
+        )
+    video, questions = entry
+    for question in [questions] if isinstance(questions, str) else questions:
+        yield os.fspath(video), question
 
 
 def _describe(error: BaseException) -> str:

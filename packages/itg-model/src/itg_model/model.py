@@ -123,10 +123,7 @@ class FrameGroundingModel(nn.Module):
             ValueError: `precision` is unknown or cannot run here, the attention is not `sdpa`, or
                 the model was rebuilt before.
         """
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
-        if precision == "fp8":
-            check_fp8(self.device, self.head.weight.dtype)
+        check_precision(precision, self.device, self.head.weight.dtype)
         tower, trunk = self.stacks("rebuilt")
         if tower.config._attn_implementation != "sdpa":
             raise ValueError(
@@ -351,3 +348,15 @@ class FrameGroundingModel(nn.Module):
                 f"tokenizer_model_max_length ({longest}); image tokens are never cut"
             )
         return input_ids[:first_row], input_ids[first_row + 1 :][:room]
+
+
+def check_precision(precision: Precision, device: torch.device, dtype: torch.dtype) -> None:
+    """Checks that matrix products of a model on `device` and of `dtype` can have a precision.
+
+    Raises:
+        ValueError: `precision` is unknown or cannot run there.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    if precision == "fp8":
+        check_fp8(device, dtype)

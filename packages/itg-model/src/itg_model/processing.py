@@ -95,8 +95,10 @@ def encode_question(
         [L] int64, `VIDEO_TOKEN_ID` first.
 
     Raises:
-        ValueError: The question is blank or not valid Unicode.
+        ValueError: The question is no text, blank, or not valid Unicode.
     """
+    if not isinstance(question, str):
+        raise ValueError(f"question must be text, got {question!r:.80}")
     if not question.strip():
         raise ValueError(f"question must not be blank, got {question!r}")
     # a shell's stray byte arrives as half a character, which no tokenizer takes

@@ -66,8 +66,9 @@ def itg_tiny() -> TrainConfig:
     """The small grounder that itg-model brings along: scripted videos at their hardest setting.
 
     6000 videos with noise, clutter and flashes; 66,000 questions, asked four times, among them some
-    about places, without which it does not come to see motion. Seven minutes on a GPU with 16
-    cores, the writing of the videos among them; on two CPU cores hours, even with 4 videos a step.
+    about places, without which it does not come to see motion. Some seven minutes on a GPU with 16
+    cores with the writing and reading of the videos, four of them training, which is what the card
+    counts; on two CPU cores hours, even with 4 videos a step.
 
     Network and data follow from what has to be seen. A frame of 48 s of video is pooled to 3 x 3,
     so that every patch of its 6 x 6 counts (2 x 2 would read four), and one of 120 s to 2 x 2. All

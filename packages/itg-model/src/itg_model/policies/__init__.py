@@ -13,6 +13,7 @@ from itg_model.policies.ranking import order_by_score
 from itg_model.policies.registry import (
     Policy,
     check_policy,
+    check_whole,
     describe_policy,
     parse_policy_params,
     policy_info,
@@ -25,6 +26,7 @@ _CHAPTERS = (ranking, cutting, wavelets, windows, drawing, diversity)
 __all__ = [
     "Policy",
     "check_policy",
+    "check_whole",
     "describe_policy",
     "order_by_score",
     "parse_policy_params",

@@ -6,6 +6,7 @@ command line and the evaluation read it, so a parameter is declared, checked and
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -88,7 +89,7 @@ class Array:
         if value is None and not self.required:
             return None
         try:
-            array = np.asarray(value)
+            array = to_array(value)
             if array.dtype.kind != "f":
                 array = array.astype(np.float64)
         except (TypeError, ValueError, RuntimeError):
@@ -234,7 +235,7 @@ def check_policy(name: str, k: int, params: Mapping[str, Any]) -> None:
     Raises:
         ValueError: As `select_frames` raises.
     """
-    check_budget(k)
+    check_whole("k", k, 1)
     policy_info(name).parse(params, None)
 
 
@@ -261,19 +262,29 @@ def parse_policy_params(name: str, texts: Sequence[str]) -> dict[str, float]:
     return params
 
 
-def check_budget(k: int) -> int:
-    """Checks the number of frames asked for.
+def to_array(value: Any) -> npt.NDArray[Any]:
+    """Reads what numpy reads, and tensors of any device and type, with or without a gradient."""
+    torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+    if torch is None or not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    # numpy knows no bfloat16, and float32 holds each of its values
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def check_whole(name: str, value: int, least: int) -> int:
+    """Checks a number of frames or the like, of any library.
 
     Raises:
-        ValueError: Not a whole number, or below 1.
+        ValueError: Not a whole number, or below `least`.
     """
     try:
-        count = operator.index(k)
+        number = operator.index(value)
     except TypeError:
-        raise ValueError(f"k must be a whole number, got {k!r}") from None
-    if count < 1:
-        raise ValueError(f"k must be >= 1, got {k}")
-    return count
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
+    return number
 
 
 def describe_policy(name: str, params: Mapping[str, Any]) -> str:

@@ -11,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from itg_model.policies.ranking import fill_up
-from itg_model.policies.registry import Array, Floats, Indices, Policy, check_budget, policy_info
+from itg_model.policies.registry import (
+    Array,
+    Floats,
+    Indices,
+    Policy,
+    check_whole,
+    policy_info,
+    to_array,
+)
 
 MOST = 1e100
 """Greater scores are scaled down to it."""
@@ -23,9 +31,9 @@ def select_frames(
     """Chooses the frames to keep.
 
     Args:
-        scores: [T] of the frames in time order, in any unit; higher is better. NaN marks a frame
-            that could not be scored, -inf one that should not be chosen; both are taken only when
-            no others are left, NaN last.
+        scores: [T] of the frames in time order, in any unit, as a list, an array or a tensor;
+            higher is better. NaN marks a frame that could not be scored, -inf one that should not
+            be chosen; both are taken only when no others are left, NaN last.
         k: Frames to choose, >= 1; all T where there are fewer.
         policy: One of `policy_names()`.
         parity: Follow the policy's authors to the letter, their faults included: the scores keep
@@ -43,7 +51,7 @@ def select_frames(
             parameter that is unknown, missing or senseless.
     """
     chosen_policy = policy_info(policy)
-    k = check_budget(k)
+    k = check_whole("k", k, 1)
     row = _as_row(scores)
     values = chosen_policy.parse(params, len(row))
     if len(row) == 0:
@@ -56,7 +64,7 @@ def select_frames(
 
 
 def _as_row(scores: npt.ArrayLike) -> Floats:
-    row = np.asarray(scores)
+    row = to_array(scores)
     if row.dtype.kind != "f":
         try:
             row = row.astype(np.float64)
