@@ -72,8 +72,9 @@ def join_processes(config: EngineConfig) -> Processes:
     if not dist.is_initialized():
         backend = "nccl" if on_gpu else "gloo"
         if os.environ["WORLD_SIZE"] == "1":
-            # DeepSpeed would listen on a port, which another program may take in that moment
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            # port 0: any that is free, where another program could take one that was looked up
+            store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
     global _patient
     _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
