@@ -21,7 +21,7 @@ from itg_data.annotate.records import Annotation
 from itg_data.errors import RecordError, VideoError
 from itg_data.jsonl import read_jsonl
 from itg_data.published import read_published, round_trip
-from itg_data.records import GroundingRecord
+from itg_data.records import TIME_TOLERANCE_S, GroundingRecord
 from itg_data.sets.folder import Sample, SetFolder
 from itg_data.sets.statistics import SetStatistics
 from itg_data.video import open_video
@@ -200,7 +200,7 @@ def _is_shown_in(video: VideoFacts, source_idx: int, second_s: float) -> bool:
 
 
 def _holds_frame(times_s: npt.NDArray[np.float64], start_s: float, end_s: float) -> bool:
-    first, after = np.searchsorted(times_s, (start_s, end_s))
+    first, after = np.searchsorted(times_s + TIME_TOLERANCE_S, (start_s, end_s))
     return bool(first < after)
 
 

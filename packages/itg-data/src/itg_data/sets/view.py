@@ -18,7 +18,14 @@ from PIL import Image
 from itg_data.annotate.records import Annotation
 from itg_data.errors import ItgError, VideoError
 from itg_data.files import write_atomic
-from itg_data.records import QuestionType, SelectedFrame, TimeSpan, label_frames, to_json
+from itg_data.records import (
+    QuestionType,
+    SelectedFrame,
+    TimeSpan,
+    label_frames,
+    seconds_of,
+    to_json,
+)
 from itg_data.sampling import SamplingConfig, sample_source_indices
 from itg_data.sets.folder import Sample
 from itg_data.timeline import Passage, Thumbnails, Timeline, Wording, render_page
@@ -174,8 +181,9 @@ def to_timeline(sample: Sample, pictures: Thumbnails) -> Timeline:
 def _dismissed(annotation: Annotation, pictures: Thumbnails) -> list[int]:
     """Finds the pictures of the seconds that the check refused."""
     refused = {frame.second for frame in annotation.frames if frame.relevant is False}
-    start_s, at_time = annotation.start_s, zip(pictures.time_s, pictures.source_idx, strict=True)
-    return [source_idx for time_s, source_idx in at_time if int(time_s - start_s) in refused]
+    seconds = seconds_of(pictures.time_s, annotation.start_s).tolist()
+    at_second = zip(seconds, pictures.source_idx, strict=True)
+    return [source_idx for second, source_idx in at_second if second in refused]
 
 
 def _passages(annotation: Annotation) -> Iterable[Passage]:
