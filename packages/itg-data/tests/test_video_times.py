@@ -1,5 +1,6 @@
 """When frames are shown, in files of every kind, also those that say it wrongly or not at all."""
 
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import av
 import numpy as np
 import pytest
 from itg_data.errors import VideoError
+from itg_data.sampling import SamplingConfig, sample_source_indices
 from itg_data.times import complete_times
 from itg_data.video import open_video
 
@@ -91,3 +93,19 @@ def test_times_are_completed_to_ascend(claimed_s, times_s):
 def test_times_that_floating_point_cannot_tell_apart_are_an_error():
     with pytest.raises(VideoError, match=r"^a.mkv: its timestamps are too large"):
         complete_times([1e300, 1e300], 0.04, "a.mkv")
+
+
+def test_a_frame_shown_after_a_century_costs_no_more_than_another(tmp_path, encode_video):
+    times_ms = [*range(0, 1000, 40), 4_000_000_000_000]
+    how = {"num_frames": len(times_ms), "times_ms": times_ms, "options": {"bf": "0"}}
+    path = encode_video(tmp_path / "gap.mkv", **how)
+    tracemalloc.start()
+    try:
+        with open_video(path) as video:
+            wanted = sample_source_indices(video.num_frames, video.fps, SamplingConfig())
+            batch = video.read(wanted)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert batch.time_s[-1] == 4e9
+    assert len(batch.frames) == len(times_ms)

@@ -49,7 +49,7 @@ def complete_times(
     and frames that share one over the time until the next.
 
     Args:
-        claimed_s: [N] of each frame in the order in which they are shown, None where unknown; N >= 1.
+        claimed_s: [N] of each frame, N >= 1, in the order in which they are shown; None if unknown.
         step_s: Usual time between frames, for those before the first claim and after the last.
         path: The file as the caller named it.
 
