@@ -223,6 +223,60 @@ def test_a_published_file_becomes_a_set_to_train_on(annotated_set, tmp_path, cap
     assert {r.split for r in read_jsonl(out / "records.jsonl", GroundingRecord)} == {"train"}
 
 
+def write_published_file(path: Path, *questions: str) -> str:
+    fields = {"video": "a.mp4", "answer": "x", "frame_num": [1], "clip_num": [0]}
+    path.write_text(
+        json.dumps([{"id": i, "question": q} | fields for i, q in enumerate(questions)])
+    )
+    return str(path)
+
+
+def test_half_a_character_costs_an_import_one_record(tmp_path, capsys):
+    source = write_published_file(tmp_path / "x.json", "One?", "half \ud800", "Two?")
+    assert main(["import", source, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"num_records": 2, "num_bad": 1}
+    assert said.err == (
+        f"itg-data import: {source}: record 1: question holds half a character at place 5\n"
+    )
+    found = read_jsonl(tmp_path / "out" / "records.jsonl", GroundingRecord)
+    assert [record.question for record in found] == ["One?", "Two?"]
+
+
+def test_an_import_that_reads_nothing_fails_and_writes_nothing(tmp_path, capsys):
+    source, out = write_published_file(tmp_path / "x.json", " ", "\ud800"), tmp_path / "out"
+    assert main(["import", source, "--out", str(out)]) == 2
+    *named, last = capsys.readouterr().err.splitlines()
+    assert len(named) == 2
+    assert last == f"itg-data: {source}: none of its 2 records can be read"
+    assert not out.exists()
+    assert main(["import", source, "--out", str(out), "--split", "\udcff"]) == 2
+    assert "--split holds half a character" in capsys.readouterr().err
+
+
+def test_an_import_replaces_records_only_if_told_to(tmp_path, capsys):
+    source, out = write_published_file(tmp_path / "x.json", "One?"), tmp_path / "out"
+    out.mkdir()
+    (out / "records.jsonl").write_text("precious\n")
+    assert main(["import", source, "--out", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        f"itg-data: --out {out} holds a records.jsonl already; choose another folder, or replace "
+        "it with --overwrite\n"
+    )
+    assert (out / "records.jsonl").read_text() == "precious\n"
+    assert main(["import", source, "--out", str(out), "--overwrite"]) == 0
+    assert "One?" in (out / "records.jsonl").read_text()
+
+
+def test_an_import_never_replaces_what_follows_from_annotations(annotated_set, capsys):
+    root = annotated_set()
+    before = (root / "records.jsonl").read_bytes()
+    arguments = ["import", str(root / "video_itg_data.json"), "--out", str(root), "--overwrite"]
+    assert main(arguments) == 2
+    assert "is an annotated set, whose records follow from" in capsys.readouterr().err
+    assert (root / "records.jsonl").read_bytes() == before
+
+
 def test_the_commands_start_without_what_they_do_not_need():
     code = (
         "import sys, itg_data.cli; "

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from itg_data.annotate.records import Annotation, spans_of_seconds
+from itg_data.annotate.records import Annotation, require_whole_characters, spans_of_seconds
 from itg_data.errors import RecordError
 from itg_data.files import replacing
 from itg_data.records import GroundingRecord, Provenance, QuestionType
@@ -171,6 +171,7 @@ def _identity(fields: dict[str, Any]) -> str:
     value = fields.get("id")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise RecordError(f"id must be a number or a string, got {value!r:.80}")
+    require_whole_characters("id", str(value))
     return str(value)
 
 
@@ -178,6 +179,7 @@ def _text(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
         raise RecordError(f"{name} must be a string, got {value!r:.80}")
+    require_whole_characters(name, value)
     return value
 
 
