@@ -199,6 +199,20 @@ def test_stats_tell_people_and_programs(annotated_set, tmp_path, capsys):
         assert plot.size == (960, 480)
 
 
+@pytest.mark.parametrize(
+    ("split", "shown"), [("\ud800", r"\ud800"), ("\x1b[2Jevil\nsplit", r"\x1b[2Jevil\nsplit")]
+)
+def test_a_split_can_neither_steer_the_terminal_nor_end_the_statistics(
+    split, shown, scripted_root, tmp_path, capsysbinary
+):
+    first = json.loads((scripted_root / "records.jsonl").read_text().splitlines()[0])
+    (tmp_path / "records.jsonl").write_text(json.dumps(first | {"split": split}) + "\n")
+    assert main(["stats", str(tmp_path)]) == 0
+    table = capsysbinary.readouterr().out.decode()
+    assert f"split {shown}" in table
+    assert "\x1b" not in table
+
+
 def test_without_the_extra_there_is_no_progress_and_plots_say_what_they_need(
     annotated_set, tmp_path, monkeypatch, capsys
 ):
