@@ -167,6 +167,7 @@ def test_a_pipe_is_sent_the_content_and_stays_a_pipe(write, tmp_path):
         "." + "\u8996" * 84,
         "\udcff" * 255,
     ],
+    ids=["short suffix", "no suffix", "ASCII", "long suffix", "hidden", "no text"],
 )
 def test_every_name_that_a_file_can_have_can_be_written(name, tmp_path):
     path = tmp_path / name
