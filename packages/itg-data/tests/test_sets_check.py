@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from itg_data.jsonl import read_jsonl
 from itg_data.published import write_published
 from itg_data.records import GroundingRecord
 from itg_data.sets import SetFolder
-from itg_data.sets.check import CheckReport, check_set
+from itg_data.sets.check import CheckReport, check_set, look_at_video
+from itg_data.sets.statistics import SetStatistics
 from PIL import Image
 
 
@@ -116,6 +118,27 @@ def test_a_video_under_two_names_is_a_leak_if_the_names_are_in_two_splits(
     (finding,) = [f for f in report.findings if "has the content of" in f.message]
     assert finding.is_fault == is_leak
     assert finding.message.endswith("a leak") == is_leak
+
+
+def test_no_videos_frame_times_outlive_the_look_at_it(annotated_set, monkeypatch):
+    kept = []
+
+    def look(path):
+        facts = look_at_video(path)
+        kept.append(weakref.ref(facts.times_s))
+        return facts
+
+    ask, outlived = SetStatistics.add, []
+
+    def count(self, sample):
+        outlived.extend(ref for ref in kept if ref() is not None)
+        ask(self, sample)
+
+    monkeypatch.setattr("itg_data.sets.check.look_at_video", look)
+    monkeypatch.setattr(SetStatistics, "add", count)
+    assert check(annotated_set()).is_sound
+    assert len(kept) == 3
+    assert outlived == []
 
 
 def test_videos_that_are_missing_or_damaged_are_faults(annotated_set, videos):
