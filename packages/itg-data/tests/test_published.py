@@ -149,7 +149,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
     peaks: list[int] = []
     # the first time only warms up; the interpreter keeps up to 2000 tuples to use them again, and
     # lets go of them when it collects garbage: both others are long enough to fill that store anew
-    for num_entries in (500, 8000, 24000):
+    for num_entries in (500, 4000, 12000):
         path = write(tmp_path / "x.json", [entry(i) for i in range(num_entries)])
         gc.collect()
         tracemalloc.start()
