@@ -157,7 +157,8 @@ def _decode_sequentially(path: Path) -> tuple[np.ndarray, np.ndarray]:
         for frame in container.decode(video=0):
             frames.append(frame.to_ndarray(format="rgb24"))
             times.append(frame.time)
-    return np.stack(frames), np.array(times, dtype=np.float64)
+    # AVI names the times of packets in the order of decoding; frames are shown in theirs
+    return np.stack(frames), np.sort(np.array(times, dtype=np.float64))
 
 
 def _write_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:

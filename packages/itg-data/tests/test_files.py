@@ -155,3 +155,28 @@ def test_a_pipe_is_sent_the_content_and_stays_a_pipe(write, tmp_path):
     reader.join(timeout=10)
     assert got == ["content"]
     assert stat.S_ISFIFO(pipe.lstat().st_mode)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u8996" * 80 + ".json",
+        "\u8996" * 85,
+        "a" * 250 + ".json",
+        "a." + "b" * 253,
+        "." + "\u8996" * 84,
+        "\udcff" * 255,
+    ],
+    ids=["short suffix", "no suffix", "ASCII", "long suffix", "hidden", "no text"],
+)
+def test_every_name_that_a_file_can_have_can_be_written(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("old")
+    write_atomic(path, "new")
+    assert path.read_text() == "new"
+    assert [found.name for found in tmp_path.iterdir()] == [name]
+
+
+def test_the_stand_in_of_a_file_has_its_suffix(tmp_path):
+    with replacing(tmp_path / ("\u8996" * 80 + ".json")) as part:
+        assert part.suffix == ".json"

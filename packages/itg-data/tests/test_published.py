@@ -1,3 +1,4 @@
+import gc
 import json
 import random
 import tracemalloc
@@ -86,6 +87,12 @@ def test_the_list_is_read_alike_however_its_pieces_fall(chunk, indent, tmp_path,
         ({"frame_num": [1, -2]}, "frame_num must hold whole numbers >= 0, got -2"),
         ({"frame_num": [True]}, "frame_num must hold whole numbers >= 0, got True"),
         ({"frame_num": [10**400]}, "frame_num must hold whole numbers below"),
+        ({"itg_start_s": "0"}, "itg_start_s must be a number of seconds, got '0'"),
+        ({"itg_start_s": 10**400}, "itg_start_s must be a number of seconds, got 1000"),
+        ({"id": "\ud800"}, "id holds half a character at place 0"),
+        ({"video": "n\udcf6.mp4"}, "video holds half a character at place 1"),
+        ({"question": "half \ud800"}, "question holds half a character at place 5"),
+        ({"answer": "\udfff"}, "answer holds half a character at place 0"),
         ({"motion": "no"}, "motion must be Yes or No, got 'no'"),
     ],
 )
@@ -140,8 +147,11 @@ def test_a_file_that_is_not_there_or_not_text_is_one_error(tmp_path):
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "_CHUNK_CHARACTERS", 1 << 14)
     peaks: list[int] = []
-    for num_entries in (500, 2000, 16000):  # the first time only warms up
+    # the first time only warms up; the interpreter keeps up to 2000 tuples to use them again, and
+    # lets go of them when it collects garbage: both others are long enough to fill that store anew
+    for num_entries in (500, 4000, 12000):
         path = write(tmp_path / "x.json", [entry(i) for i in range(num_entries)])
+        gc.collect()
         tracemalloc.start()
         try:
             assert sum(1 for _ in read_published(path)) == num_entries
@@ -208,6 +218,16 @@ def test_what_is_exported_comes_back_with_the_same_labels(tmp_path):
         assert record.spans[-1].start_s == original.to_grounding().spans[-1].start_s
     assert write_published(path, []) == 0
     assert list(read_published(path)) == []
+
+
+@pytest.mark.parametrize("start_s", [0.0, 0.08, 95443.717])
+def test_labels_stay_on_the_clock_of_a_video_that_does_not_start_at_0(start_s, tmp_path):
+    made, path = annotation(0, start_s=start_s), tmp_path / "video_itg_data.json"
+    write_published(path, [made])
+    (record,) = read_published(path)
+    assert record.spans[0] == made.to_grounding().spans[0]
+    assert record.spans[0].start_s == start_s + 5
+    assert ("itg_start_s" in path.read_text()) == (start_s > 0)
 
 
 def test_random_damage_is_an_error_and_nothing_else(tmp_path):

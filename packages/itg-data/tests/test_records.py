@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 from typing import Any
@@ -15,6 +16,7 @@ from itg_data.records import (
     TimeSpan,
     from_json,
     label_frames,
+    seconds_of,
     to_json,
 )
 
@@ -181,3 +183,27 @@ def test_frames_are_labelled_by_half_open_spans():
     labels = label_frames([0.0, 0.999, 1.0, 1.999, 2.0, 3.5, 3.6], spans)
     np.testing.assert_array_equal(labels, [False, False, True, True, False, True, False])
     assert label_frames([], spans).shape == (0,)
+
+
+@pytest.mark.parametrize("start_ms", [0, 1, 40, 512, 1400, 4999, 95_443_717])
+def test_each_second_of_a_video_labels_its_own_frame_wherever_its_clock_starts(start_ms):
+    # as videos tell times, quotients of ticks, and as annotations tell spans, sums of seconds
+    times_s = (start_ms + np.arange(180) * 1000) / 1000
+    start_s = float(times_s[0])
+    for second in range(180):
+        span = TimeSpan(start_s=start_s + second, end_s=start_s + (second + 1))
+        assert label_frames(times_s, [span]).nonzero()[0].tolist() == [second]
+    assert seconds_of(times_s, start_s).tolist() == list(range(180))
+
+
+def test_spans_that_adjoin_share_no_frame_and_leave_none_out():
+    times_s = np.sort(np.random.default_rng(0).uniform(0, 3, 100_000))
+    times_s = np.concatenate([times_s, 1 + np.linspace(-2e-4, 2e-4, 1001)])
+    ends_s = [0.0, 1.0, 2.5, 4.0]
+    spans = [TimeSpan(start_s=a, end_s=b) for a, b in itertools.pairwise(ends_s)]
+    held = np.stack([label_frames(times_s, [span]) for span in spans])
+    assert (held.sum(axis=0) == 1).all()
+
+
+def test_a_time_before_the_start_lies_in_a_second_below_zero():
+    assert seconds_of([-0.5, 0.0, 0.99], 0.0).tolist() == [-1, 0, 0]

@@ -101,3 +101,14 @@ def test_a_video_without_frames_or_rate_cannot_be_sampled(num_frames, fps, name)
 def test_the_rule_has_a_name_of_one_word():
     config = SamplingConfig(rate_hz=0.5, max_frames=64, rule="lmms-eval")
     assert config.describe() == "lmms-eval-0.5hz-max64"
+
+
+@pytest.mark.parametrize("rate_hz", [1e-3, 1e-20, 1e-308])
+def test_a_rate_too_low_for_a_second_frame_gives_the_first(rate_hz):
+    assert sample_source_indices(100, 30.0, SamplingConfig(rate_hz=rate_hz)).tolist() == [0]
+    assert sample_source_indices(1, 1e308, SamplingConfig(rate_hz=rate_hz)).tolist() == [0]
+
+
+def test_what_is_sampled_does_not_grow_with_the_time_between_frames():
+    # a file whose last frame is shown four billion seconds after the others
+    assert sample_source_indices(26, 6.25e-9, SamplingConfig()).tolist() == list(range(26))

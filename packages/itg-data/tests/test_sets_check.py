@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from itg_data.jsonl import read_jsonl
 from itg_data.published import write_published
 from itg_data.records import GroundingRecord
 from itg_data.sets import SetFolder
-from itg_data.sets.check import CheckReport, check_set
+from itg_data.sets.check import CheckReport, check_set, look_at_video
+from itg_data.sets.statistics import SetStatistics
 from PIL import Image
 
 
@@ -118,6 +120,27 @@ def test_a_video_under_two_names_is_a_leak_if_the_names_are_in_two_splits(
     assert finding.message.endswith("a leak") == is_leak
 
 
+def test_no_videos_frame_times_outlive_the_look_at_it(annotated_set, monkeypatch):
+    kept = []
+
+    def look(path):
+        facts = look_at_video(path)
+        kept.append(weakref.ref(facts.times_s))
+        return facts
+
+    ask, outlived = SetStatistics.add, []
+
+    def count(self, sample):
+        outlived.extend(ref for ref in kept if ref() is not None)
+        ask(self, sample)
+
+    monkeypatch.setattr("itg_data.sets.check.look_at_video", look)
+    monkeypatch.setattr(SetStatistics, "add", count)
+    assert check(annotated_set()).is_sound
+    assert len(kept) == 3
+    assert outlived == []
+
+
 def test_videos_that_are_missing_or_damaged_are_faults(annotated_set, videos):
     (videos / "train-00000.mp4").unlink()
     (videos / "train-00001.mp4").write_bytes(b"no video")
@@ -199,6 +222,20 @@ def test_stats_tell_people_and_programs(annotated_set, tmp_path, capsys):
         assert plot.size == (960, 480)
 
 
+@pytest.mark.parametrize(
+    ("split", "shown"), [("\ud800", r"\ud800"), ("\x1b[2Jevil\nsplit", r"\x1b[2Jevil\nsplit")]
+)
+def test_a_split_can_neither_steer_the_terminal_nor_end_the_statistics(
+    split, shown, scripted_root, tmp_path, capsysbinary
+):
+    first = json.loads((scripted_root / "records.jsonl").read_text().splitlines()[0])
+    (tmp_path / "records.jsonl").write_text(json.dumps(first | {"split": split}) + "\n")
+    assert main(["stats", str(tmp_path)]) == 0
+    table = capsysbinary.readouterr().out.decode()
+    assert f"split {shown}" in table
+    assert "\x1b" not in table
+
+
 def test_without_the_extra_there_is_no_progress_and_plots_say_what_they_need(
     annotated_set, tmp_path, monkeypatch, capsys
 ):
@@ -221,6 +258,60 @@ def test_a_published_file_becomes_a_set_to_train_on(annotated_set, tmp_path, cap
     assert json.loads(said.out) == {"num_records": len(entries), "num_bad": 1}
     assert f"record {len(entries)}: frame_num must be" in said.err
     assert {r.split for r in read_jsonl(out / "records.jsonl", GroundingRecord)} == {"train"}
+
+
+def write_published_file(path: Path, *questions: str) -> str:
+    fields = {"video": "a.mp4", "answer": "x", "frame_num": [1], "clip_num": [0]}
+    path.write_text(
+        json.dumps([{"id": i, "question": q} | fields for i, q in enumerate(questions)])
+    )
+    return str(path)
+
+
+def test_half_a_character_costs_an_import_one_record(tmp_path, capsys):
+    source = write_published_file(tmp_path / "x.json", "One?", "half \ud800", "Two?")
+    assert main(["import", source, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"num_records": 2, "num_bad": 1}
+    assert said.err == (
+        f"itg-data import: {source}: record 1: question holds half a character at place 5\n"
+    )
+    found = read_jsonl(tmp_path / "out" / "records.jsonl", GroundingRecord)
+    assert [record.question for record in found] == ["One?", "Two?"]
+
+
+def test_an_import_that_reads_nothing_fails_and_writes_nothing(tmp_path, capsys):
+    source, out = write_published_file(tmp_path / "x.json", " ", "\ud800"), tmp_path / "out"
+    assert main(["import", source, "--out", str(out)]) == 2
+    *named, last = capsys.readouterr().err.splitlines()
+    assert len(named) == 2
+    assert last == f"itg-data: {source}: none of its 2 records can be read"
+    assert not out.exists()
+    assert main(["import", source, "--out", str(out), "--split", "\udcff"]) == 2
+    assert "--split holds half a character" in capsys.readouterr().err
+
+
+def test_an_import_replaces_records_only_if_told_to(tmp_path, capsys):
+    source, out = write_published_file(tmp_path / "x.json", "One?"), tmp_path / "out"
+    out.mkdir()
+    (out / "records.jsonl").write_text("precious\n")
+    assert main(["import", source, "--out", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        f"itg-data: --out {out} holds a records.jsonl already; choose another folder, or replace "
+        "it with --overwrite\n"
+    )
+    assert (out / "records.jsonl").read_text() == "precious\n"
+    assert main(["import", source, "--out", str(out), "--overwrite"]) == 0
+    assert "One?" in (out / "records.jsonl").read_text()
+
+
+def test_an_import_never_replaces_what_follows_from_annotations(annotated_set, capsys):
+    root = annotated_set()
+    before = (root / "records.jsonl").read_bytes()
+    arguments = ["import", str(root / "video_itg_data.json"), "--out", str(root), "--overwrite"]
+    assert main(arguments) == 2
+    assert "is an annotated set, whose records follow from" in capsys.readouterr().err
+    assert (root / "records.jsonl").read_bytes() == before
 
 
 def test_the_commands_start_without_what_they_do_not_need():

@@ -100,6 +100,29 @@ def test_a_cut_file_streams_what_it_reads(kind, tmp_path, truth_of):
         assert_equal(gather(reader.stream(every, 6, num_workers=3)), reader.read(every))
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("packet", [0, 1, 30])
+def test_frames_lost_within_a_stretch_longer_than_the_room_do_not_stop_a_stream(
+    packet, ordered, num_workers, tmp_path, plain_video, damage, monkeypatch
+):
+    monkeypatch.setattr("itg_data.stream._MAX_WAITING_BYTES", 0)
+    monkeypatch.setattr("itg_data.stream._STRETCHES_PER_WORKER", 1)
+    path = tmp_path / "damaged.mp4"
+    shutil.copy(plain_video, path)
+    damage(path, packet, keep=0)
+    with open_video(path, num_threads=1) as reader:
+        read = reader.read(range(48))
+        assert read.missing_source_idx.size
+        stream = reader.stream(range(48), 2, ordered=ordered, num_workers=num_workers)
+        # where the threads wait for each other, the stream ends short instead of never
+        alarm = threading.Timer(30, stream.close)
+        alarm.start()
+        batch = gather(stream)
+        alarm.cancel()
+    assert_equal(batch, read)
+
+
 def test_a_chunk_that_is_lost_as_a_whole_only_names_its_frames(tmp_path, plain_video, damage):
     path = tmp_path / "damaged.mp4"
     shutil.copy(plain_video, path)

@@ -8,6 +8,8 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_NAME_PART_BYTES = 100
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, follow_links: bool = False) -> Generator[Path]:
@@ -31,14 +33,14 @@ def replacing(path: str | os.PathLike[str], *, follow_links: bool = False) -> Ge
     if follow_links and not sends:
         target = Path(os.path.realpath(target))
     folder = None if sends else target.parent
-    prefix = f".{target.name[:100]}."
+    prefix = f".{_cut(target.name)}."
     with _naming(path, prefix):
         yield from _replacing(target, folder, prefix)
 
 
 def _replacing(target: Path, folder: Path | None, prefix: str) -> Generator[Path]:
     """Does what `replacing` says; without a folder of its own, the target is sent the content."""
-    fd, name = tempfile.mkstemp(f".part{target.suffix}", prefix, folder)
+    fd, name = tempfile.mkstemp(f".part{_cut(target.suffix)}", prefix, folder)
     part, mode = Path(name), _file_mode(target)
     try:
         os.fchmod(fd, mode)
@@ -55,6 +57,14 @@ def _replacing(target: Path, folder: Path | None, prefix: str) -> Generator[Path
     finally:
         part.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def _cut(name: str) -> str:
+    """Cuts a name where two such parts and a few characters between would be too long for one.
+
+    File systems count bytes, 255 at most, and some refuse a part of a character.
+    """
+    return os.fsencode(name)[:_NAME_PART_BYTES].decode(errors="ignore")
 
 
 @contextmanager

@@ -117,6 +117,9 @@ def format_record(record: Any) -> bytes:
     try:
         line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
         return line.encode() + b"\n"
+    except UnicodeEncodeError as error:
+        nearby = error.object[max(0, error.start - 40) : error.end]
+        raise RecordError(f"holds half a character at the end of {nearby!a}") from None
     except ValueError as error:
         raise RecordError(str(error)) from None
 

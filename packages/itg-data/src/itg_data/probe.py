@@ -24,6 +24,7 @@ from av.video.stream import VideoStream
 
 from itg_data.errors import VideoError
 from itg_data.source import SourceFile, explain, find_video_stream, read_packets
+from itg_data.times import complete_times, decode_times
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -99,7 +100,7 @@ class VideoProbe:
     index: PacketIndex | None
     """None if the packets do not tell which frame is which; then only decoding does."""
     times_s: npt.NDArray[np.float64]
-    """[N] original presentation time of every frame."""
+    """[N] original presentation time of every frame, strictly ascending."""
     oddities: tuple[str, ...]
     """What sets the file apart from the plain case, for `decord_refusal` and for people."""
 
@@ -158,9 +159,11 @@ def probe_video(source: SourceFile) -> VideoProbe:
     index, oddities = _build_index(packets, header)
     if index is not None:
         ticks = header.time_base
-        times_s = index.frame_pts * ticks.numerator / ticks.denominator
+        # in floating point: integers would wrap around where a file claims absurd times
+        claimed_s = (index.frame_pts * float(ticks.numerator) / ticks.denominator).tolist()
     else:
-        times_s = _times_by_decoding(source, header.rate)
+        claimed_s = decode_times(source)
+    times_s, odd_times = complete_times(claimed_s, 1 / (header.rate or 1.0), source.path)
     orientation = _orientation(first)
     height, width = first.height, first.width
     if orientation.transpose:
@@ -181,7 +184,7 @@ def probe_video(source: SourceFile) -> VideoProbe:
         orientation=orientation,
         index=index,
         times_s=times_s,
-        oddities=tuple(oddities),
+        oddities=(*oddities, *odd_times),
     )
 
 
@@ -342,27 +345,6 @@ def _first_frame(source: SourceFile) -> VideoFrame:
         except av.error.FFmpegError as error:
             failure = failure or explain(error)
     raise VideoError(source.path, f"not one frame can be decoded ({failure or 'no data'})")
-
-
-def _times_by_decoding(source: SourceFile, rate: float) -> npt.NDArray[np.float64]:
-    """Decodes the whole video to learn when each of its frames is shown."""
-    times: list[float | None] = []
-    with closing(source.open_container()) as container:
-        stream = find_video_stream(container, source.path)
-        # one thread, as where the frames are read: damage must cost the same frames every time
-        stream.codec_context.thread_count = 1
-        stream.codec_context.thread_type = "NONE"
-        try:
-            for packet in read_packets(container, stream):
-                try:
-                    frames = packet.decode()
-                except av.error.FFmpegError:
-                    continue
-                times.extend(f.time for f in frames if isinstance(f, VideoFrame))
-        except av.error.FFmpegError:
-            pass
-    filled = [t if t is not None else i / (rate or 1.0) for i, t in enumerate(times)]
-    return np.array(filled, dtype=np.float64)
 
 
 def _orientation(frame: VideoFrame) -> Orientation:

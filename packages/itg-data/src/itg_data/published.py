@@ -10,8 +10,12 @@ The file is one JSON list, a quarter of a gigabyte long, so it is read object by
 | `frame_num` | the labels: places among the frames sampled at 1 Hz, so seconds of the video |
 | `clip_num` | the clips of 5 seconds that hold them |
 | `motion`, `existence` | `Yes` or `No`; together the type of the question |
+| `itg_start_s` | ours: when the first frame is shown on the video's own clock; not there where 0 |
 
-Second `s` is read as the stretch `[s, s + 1)`. The reference's training code reads `clip_num` as if
+Second `s` is read as the stretch `[s, s + 1)` from the first frame on, and the format does not say
+when that is shown. Most files begin at 0, but MPEG streams, for one, do not: what we write about
+these says it in a field of its own, and records of others' files about them begin too early by so
+much. The reference's training code reads `clip_num` as if
 it were seconds, which with this file marks other frames than meant; `labels="clip_num_as_seconds"`
 does the same, for comparison.
 
@@ -27,7 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from itg_data.annotate.records import Annotation, spans_of_seconds
+from itg_data.annotate.records import Annotation, require_whole_characters, spans_of_seconds
 from itg_data.errors import RecordError
 from itg_data.files import replacing
 from itg_data.records import GroundingRecord, Provenance, QuestionType
@@ -45,6 +49,7 @@ _TYPE_OF_FLAGS: dict[tuple[str, str], QuestionType] = {
     ("No", "Yes"): "no_clue",
 }
 _FLAGS_OF_TYPE = {question_type: flags for flags, question_type in _TYPE_OF_FLAGS.items()}
+_START = "itg_start_s"
 _MAX_SECOND = 10_000_000
 _BLANKS = re.compile(r"[ \t\r\n]*+")
 _CHUNK_CHARACTERS = 1 << 20
@@ -138,7 +143,7 @@ def round_trip(number: int, annotation: Annotation) -> GroundingRecord:
 
 def _to_published(number: int, annotation: Annotation) -> dict[str, Any]:
     motion, existence = _FLAGS_OF_TYPE[annotation.question_type]
-    return {
+    published: dict[str, Any] = {
         "id": number,
         "video": annotation.video,
         "question": annotation.question,
@@ -148,6 +153,7 @@ def _to_published(number: int, annotation: Annotation) -> dict[str, Any]:
         "motion": motion,
         "existence": existence,
     }
+    return published | ({_START: annotation.start_s} if annotation.start_s else {})
 
 
 def _to_record(found: Any, labels: Labels, split: str | None) -> GroundingRecord:
@@ -161,16 +167,24 @@ def _to_record(found: Any, labels: Labels, split: str | None) -> GroundingRecord
         question=_text(fields, "question").replace("<image>\n", "").replace("<image>", "").strip(),
         answer=_text(fields, "answer") if fields.get("answer") is not None else None,
         question_type=_question_type(fields),
-        spans=spans_of_seconds(seconds, float("inf")),
+        spans=spans_of_seconds(seconds, float("inf"), _start_s(fields)),
         split=split,
         provenance=Provenance(annotator=PUBLISHED_ANNOTATOR),
     )
+
+
+def _start_s(fields: dict[str, Any]) -> float:
+    value = fields.get(_START, 0.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MAX_SECOND:
+        raise RecordError(f"{_START} must be a number of seconds, got {value!r:.80}")
+    return float(value)
 
 
 def _identity(fields: dict[str, Any]) -> str:
     value = fields.get("id")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise RecordError(f"id must be a number or a string, got {value!r:.80}")
+    require_whole_characters("id", str(value))
     return str(value)
 
 
@@ -178,6 +192,7 @@ def _text(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
         raise RecordError(f"{name} must be a string, got {value!r:.80}")
+    require_whole_characters(name, value)
     return value
 
 

@@ -22,6 +22,10 @@ from itg_data.errors import RecordError
 
 SCHEMA_VERSION = 1
 
+TIME_TOLERANCE_S = 1e-4
+"""Times that differ by no more than this are the same: frames are shown at quotients, spans begin
+at sums (0.512 + 4 is 4.5120000000000005), and what is equal on paper is not in floating point."""
+
 QuestionType = Literal["semantic", "motion", "semantic_motion", "no_clue"]
 """What must be seen to answer: a state, a movement, both, or nothing in particular."""
 
@@ -170,6 +174,10 @@ class FrameSelection:
 def label_frames(time_s: npt.ArrayLike, spans: Sequence[TimeSpan]) -> npt.NDArray[np.bool_]:
     """Marks the frames that lie inside any span.
 
+    Both ends of a span are compared as `TIME_TOLERANCE_S` earlier than they are said to be: a frame
+    shown at a span's start lies in it and one shown at its end does not, however the times were
+    rounded, and of two spans that adjoin exactly one holds it.
+
     Args:
         time_s: [T] frame times in seconds.
         spans: Relevant stretches, half-open.
@@ -177,11 +185,25 @@ def label_frames(time_s: npt.ArrayLike, spans: Sequence[TimeSpan]) -> npt.NDArra
     Returns:
         [T] bool, True where a span holds the frame's time.
     """
-    times = np.asarray(time_s, dtype=np.float64)
+    times = np.asarray(time_s, dtype=np.float64) + TIME_TOLERANCE_S
     inside = np.zeros(times.shape, dtype=bool)
     for span in spans:
         inside |= (times >= span.start_s) & (times < span.end_s)
     return inside
+
+
+def seconds_of(time_s: npt.ArrayLike, start_s: float) -> npt.NDArray[np.int64]:
+    """Says in which second of a video each frame begins, as `label_frames` compares times.
+
+    Args:
+        time_s: [T] frame times in seconds.
+        start_s: When second 0 begins on the same clock.
+
+    Returns:
+        [T] whole seconds.
+    """
+    since_start_s = np.asarray(time_s, dtype=np.float64) - start_s
+    return np.floor(since_start_s + TIME_TOLERANCE_S).astype(np.int64)
 
 
 def to_json(record: Any) -> dict[str, Any]:

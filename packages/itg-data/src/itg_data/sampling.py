@@ -66,7 +66,8 @@ def sample_source_indices(
         raise ValueError(f"num_frames must be >= 1, got {num_frames}")
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be finite and > 0, got {fps}")
-    stride = max(1, round(fps / config.rate_hz))
+    # beyond the last frame every stride is alike, and it may be too large for an integer
+    stride = max(1, round(min(fps / config.rate_hz, num_frames)))
     candidates = np.arange(0, num_frames, stride, dtype=np.int64)
     if len(candidates) <= config.max_frames:
         return candidates

@@ -273,6 +273,8 @@ class _Exchange(Generic[ImageT]):
 
     def lose(self, places: set[int]) -> None:
         """Says that frames will never come."""
+        if not places:
+            return
         with self._changed:
             self._lost |= places
             self._changed.notify_all()
@@ -340,13 +342,16 @@ def _decode_stretches(
     try:
         while (stretch := exchange.next_stretch()) is not None:
             decoder = decoder or open_decoder()
-            to_come = set(stretch)
+            next_place = stretch.start
             for frame, image in decoder.read(wanted[stretch.start : stretch.stop]):
                 place = int(np.searchsorted(wanted, frame))
-                to_come.remove(place)
+                # frames come ascending, so what was passed over is lost; said before the wait for
+                # room, which the reader makes only once it knows of what it waits for
+                exchange.lose(set(range(next_place, place)))
                 if not exchange.put(place, image):
                     return
-            exchange.lose(to_come)
+                next_place = place + 1
+            exchange.lose(set(range(next_place, stretch.stop)))
     except VideoError as error:
         exchange.fail(error)
     except DecordError as error:

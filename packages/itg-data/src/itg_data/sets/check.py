@@ -7,7 +7,8 @@ that cover whole videos. Both name file, record and field.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -21,7 +22,7 @@ from itg_data.annotate.records import Annotation
 from itg_data.errors import RecordError, VideoError
 from itg_data.jsonl import read_jsonl
 from itg_data.published import read_published, round_trip
-from itg_data.records import GroundingRecord
+from itg_data.records import TIME_TOLERANCE_S, GroundingRecord
 from itg_data.sets.folder import Sample, SetFolder
 from itg_data.sets.statistics import SetStatistics
 from itg_data.video import open_video
@@ -64,13 +65,22 @@ class CheckReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoFacts:
-    """What a check needs to know of a video file."""
+    """What a check needs to know of a video file, while it looks at the video's samples."""
 
     times_s: npt.NDArray[np.float64]
     duration_s: float
     frame_s: float
     """Time between frames, on average: labels may be off by so much."""
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Looked:
+    """What is kept of a video that was read: the times of all frames of all would be gigabytes."""
+
+    sha256: str
+    complaints: dict[int, list[tuple[str, str]]]
+    """Fields and complaints of the samples that have any, by the sample's place."""
 
 
 def check_set(
@@ -101,36 +111,51 @@ def check_set(
         where, _, message = str(error).removeprefix(f"{folder.root}/").partition(": ")
         add(where, message)
 
-    paths = sorted({sample.record.video for sample in folder.iterate_samples(lambda _: None)})
-    facts: dict[str, VideoFacts] = {}
-    for number, (path, found) in enumerate(_look_at_all(videos, paths, num_workers), start=1):
-        if isinstance(found, VideoFacts):
-            facts[path] = found
+    places_of: dict[str, array[int]] = {}
+    for sample in folder.iterate_samples(lambda _: None):
+        places_of.setdefault(sample.record.video, array("q")).append(sample.place)
+    sha256_of: dict[str, str] = {}
+    complaints: dict[int, list[tuple[str, str]]] = {}
+    looked = _look_at_all(folder, videos, places_of, num_workers)
+    for number, (path, found) in enumerate(looked, start=1):
+        if isinstance(found, _Looked):
+            sha256_of[path] = found.sha256
+            complaints |= found.complaints
         else:
             add(f"video {path}", found)
         if on_video:
-            on_video(number, len(paths))
+            on_video(number, len(places_of))
     repeats = _Repeats()
     for sample in folder.iterate_samples(on_bad):
         statistics.add(sample)
         name = f"{folder.source.name}: {sample.record.id}"
         for field, message in repeats.check(sample.record):
             add(f"{name}: {field}", message)
-        if (of_video := facts.get(sample.record.video)) is not None:
-            for field, message in check_ranges(sample, of_video):
-                add(f"{name}: {field}", message)
-    findings += repeats.check_splits({path: facts[path].sha256 for path in facts})
+        for field, message in complaints.get(sample.place, ()):
+            add(f"{name}: {field}", message)
+    findings += repeats.check_splits(sha256_of)
     findings += _check_derived(folder, on_bad)
     findings += _check_labels(statistics)
     return CheckReport(findings=tuple(findings), statistics=statistics)
 
 
 def _look_at_all(
-    videos: Path, paths: Sequence[str], num_workers: int
-) -> Iterator[tuple[str, VideoFacts | str]]:
+    folder: SetFolder, videos: Path, places_of: "Mapping[str, array[int]]", num_workers: int
+) -> Iterator[tuple[str, _Looked | str]]:
+    """Reads every video, holds its samples against it, and keeps what came of that."""
+
+    def look(path: str) -> _Looked | str:
+        facts = look_at_video(videos / path)
+        if isinstance(facts, str):
+            return facts
+        samples = folder.read_samples_at(places_of[path])
+        found = {sample.place: list(check_ranges(sample, facts)) for sample in samples}
+        complaints = {place: said for place, said in found.items() if said}
+        return _Looked(sha256=facts.sha256, complaints=complaints)
+
+    paths = sorted(places_of)
     with ThreadPoolExecutor(num_workers) as pool:
-        looked = pool.map(look_at_video, [videos / path for path in paths])
-        yield from zip(paths, looked, strict=True)
+        yield from zip(paths, pool.map(look, paths), strict=True)
 
 
 def look_at_video(path: Path) -> VideoFacts | str:
@@ -200,7 +225,7 @@ def _is_shown_in(video: VideoFacts, source_idx: int, second_s: float) -> bool:
 
 
 def _holds_frame(times_s: npt.NDArray[np.float64], start_s: float, end_s: float) -> bool:
-    first, after = np.searchsorted(times_s, (start_s, end_s))
+    first, after = np.searchsorted(times_s + TIME_TOLERANCE_S, (start_s, end_s))
     return bool(first < after)
 
 

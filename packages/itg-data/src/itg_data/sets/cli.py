@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from itg_data.annotate.records import require_whole_characters
 from itg_data.errors import InputError, ItgError, RecordError, to_one_line
 from itg_data.jsonl import write_jsonl
 from itg_data.published import Labels, read_published
@@ -148,6 +149,7 @@ class Import:
     """Turn the published data set's file into records that itg-train reads.
 
     Prints how many were read; each record that breaks the format is named on stderr and left out.
+    Exit code 0: records were read, 2: none could be, and nothing was written.
     """
 
     published: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -163,8 +165,12 @@ class Import:
     split: str | None = None
     """Split of all records; the format has none."""
 
+    overwrite: bool = False
+    """Replace a `records.jsonl` that is there already."""
+
     def run(self) -> int:
         """Reads, and writes."""
+        self._check()
         num_bad = 0
 
         def on_bad(error: RecordError) -> None:
@@ -172,13 +178,33 @@ class Import:
             num_bad += 1
             print(f"itg-data import: {to_one_line(str(error))}", file=sys.stderr)
 
+        found = read_published(self.published, labels=self.labels, split=self.split, on_bad=on_bad)
+        first = list(islice(found, 1))
+        if num_bad and not first:
+            raise RecordError(f"{self.published}: none of its {num_bad} records can be read")
         self.out.mkdir(parents=True, exist_ok=True)
-        records = read_published(
-            self.published, labels=self.labels, split=self.split, on_bad=on_bad
-        )
-        num_records = write_jsonl(SetFolder(self.out).records, records)
+        num_records = write_jsonl(SetFolder(self.out).records, chain(first, found))
         print(json.dumps({"num_records": num_records, "num_bad": num_bad}))
         return EXIT_OK
+
+    def _check(self) -> None:
+        """Refuses what would go wrong for every record, or destroy what is there."""
+        folder = SetFolder(self.out)
+        if folder.annotations.exists():
+            raise InputError(
+                f"--out {self.out} is an annotated set, whose records follow from "
+                f"{folder.annotations.name}; choose another folder"
+            )
+        if folder.records.exists() and not self.overwrite:
+            raise InputError(
+                f"--out {self.out} holds a {folder.records.name} already; choose another folder, "
+                "or replace it with --overwrite"
+            )
+        if self.split is not None:
+            try:
+                require_whole_characters("--split", self.split)
+            except RecordError as error:
+                raise InputError(str(error)) from None
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """What lies where in the folder of a set."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from itg_data.annotate.records import Annotation, DroppedSample
 from itg_data.errors import RecordError
-from itg_data.jsonl import read_jsonl
+from itg_data.jsonl import read_jsonl, read_jsonl_places, read_record_at
 from itg_data.records import GroundingRecord
 
 
@@ -16,6 +16,8 @@ class Sample:
 
     record: GroundingRecord
     annotation: Annotation | None = None
+    place: int = 0
+    """Byte of the file at which its line begins, for `SetFolder.read_samples_at`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +86,39 @@ class SetFolder:
         Raises:
             RecordError: The folder holds no set, or a line is bad and `on_bad` is None.
         """
-        if self.source == self.records:
-            for record in read_jsonl(self.records, GroundingRecord, on_bad=on_bad):
-                yield Sample(record=record)
-            return
-        for annotation in read_jsonl(self.annotations, Annotation, on_bad=on_bad):
+        source = self.source
+        for place, line in read_jsonl_places(source, self._line_type, on_bad=on_bad):
             try:
-                record = annotation.to_grounding()
+                sample = _to_sample(line, place)
             except RecordError as error:
-                complaint = RecordError(f"{self.annotations}: {annotation.id}: {error}")
+                complaint = RecordError(f"{source}: {line.id}: {error}")
                 if on_bad is None:
                     raise complaint from None
                 on_bad(complaint)
             else:
-                yield Sample(record=record, annotation=annotation)
+                yield sample
+
+    def read_samples_at(self, places: Iterable[int]) -> Iterator[Sample]:
+        """Reads some samples again, by the places that `iterate_samples` gave them.
+
+        Raises:
+            RecordError: The file has changed since and holds no sample there.
+        """
+        with self.source.open("rb") as file:
+            for place in places:
+                yield _to_sample(read_record_at(file, place, self._line_type), place)
+
+    @property
+    def _line_type(self) -> type[Annotation] | type[GroundingRecord]:
+        return Annotation if self.source == self.annotations else GroundingRecord
 
     def iterate_dropped(self) -> Iterator[DroppedSample]:
         """Reads what was dropped; nothing where the set does not say."""
         if self.dropped.is_file():
             yield from read_jsonl(self.dropped, DroppedSample)
+
+
+def _to_sample(line: Annotation | GroundingRecord, place: int) -> Sample:
+    if isinstance(line, Annotation):
+        return Sample(record=line.to_grounding(), annotation=line, place=place)
+    return Sample(record=line, place=place)

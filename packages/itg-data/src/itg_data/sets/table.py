@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from itg_data.errors import to_one_line
 from itg_data.sets.statistics import SetStatistics
 
 _DISTRIBUTIONS = {
@@ -33,7 +34,7 @@ def _lines(statistics: SetStatistics) -> Iterator[str]:
         bar = "#" * round(share * _BAR_WIDTH)
         yield f"{name:<16}{statistics.types[name]:>8} {share:>7.1%}  {bar}".rstrip()
     for name, count in figures["splits"].items():
-        yield f"split {name:<10}{count:>8}"
+        yield f"split {to_one_line(name):<10}{count:>8}"
     yield ""
     yield f"{'':<24}" + "".join(f"{n:>9}" for n in ("mean", "min", "p25", "median", "p75", "max"))
     for name, title in _DISTRIBUTIONS.items():

@@ -1,15 +1,15 @@
 """A set as pages to look at: one of each sample, on the shared timeline, and an index of them.
 
-Pages are named by number, never by what a record says. The pictures are those of one frame a
-second, which is how the labels were made.
+Pages are named by number, never by what a record says.
 """
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 from string import Template
 
@@ -18,14 +18,18 @@ from PIL import Image
 from itg_data.annotate.records import Annotation
 from itg_data.errors import ItgError, VideoError
 from itg_data.files import write_atomic
-from itg_data.records import QuestionType, SelectedFrame, TimeSpan, label_frames, to_json
-from itg_data.sampling import SamplingConfig, sample_source_indices
+from itg_data.records import (
+    QuestionType,
+    SelectedFrame,
+    TimeSpan,
+    label_frames,
+    to_json,
+)
 from itg_data.sets.folder import Sample
+from itg_data.sets.pictures import PagePictures, take_pictures
 from itg_data.timeline import Passage, Thumbnails, Timeline, Wording, render_page
 from itg_data.timeline.page import content_policy, to_html
-from itg_data.video import open_video
 
-SAMPLING = SamplingConfig(rate_hz=1.0, max_frames=512)
 _INDEX_WIDTH = 224
 _TYPE_NAMES: dict[QuestionType | None, str] = {
     "semantic": "semantic",
@@ -91,19 +95,14 @@ def write_pages(
     out.mkdir(parents=True, exist_ok=True)
     entries: list[_Entry] = []
     complaints: list[str] = []
-    shown: tuple[str, Thumbnails] | None = None
     waiting: _Page | None = None  # for the name of the page after it
-    for number, sample in enumerate(samples, start=1):
-        name, video = f"{number:05d}.html", sample.record.video
-        try:
-            if shown is None or shown[0] != video:
-                shown = (video, take_pictures(videos / video))
-            timeline = to_timeline(sample, shown[1])
-        except ItgError as error:
-            reason = error.reason if isinstance(error, VideoError) else str(error)
-            complaints.append(f"{sample.record.id}: {video}: {reason}")
-            entries.append(_Entry(sample=sample, page="", picture=None, fault=reason))
+    for number, (sample, found) in enumerate(_with_pictures(samples, videos), start=1):
+        name, record = f"{number:05d}.html", sample.record
+        if isinstance(found, str):
+            complaints.append(f"{record.id}: {record.video}: {found}")
+            entries.append(_Entry(sample=sample, page="", picture=None, fault=found))
         else:
+            timeline = to_timeline(sample, found)
             if waiting is not None:
                 waiting.write(out, after=name)
             waiting = _Page(name=name, timeline=timeline, before=waiting and waiting.name)
@@ -116,24 +115,22 @@ def write_pages(
     return complaints
 
 
-def take_pictures(path: Path) -> Thumbnails:
-    """Takes small pictures of a video, one a second.
-
-    Raises:
-        VideoError: The file cannot be read.
-    """
-    pictures = Thumbnails()
-    with open_video(path) as video:
-        wanted = sample_source_indices(video.num_frames, video.fps, SAMPLING)
-        # in parts: 512 frames of a large video at once would take gigabytes
-        for first in range(0, len(wanted), 32):
-            pictures.add(video.read(wanted[first : first + 32]))
-    return pictures
+def _with_pictures(
+    samples: Sequence[Sample], videos: Path
+) -> Iterator[tuple[Sample, PagePictures | str]]:
+    """Yields each sample with its pictures, or with the reason why there are none."""
+    for video, group in groupby(samples, key=lambda sample: sample.record.video):
+        about_video = list(group)
+        try:
+            yield from zip(about_video, take_pictures(videos / video, about_video), strict=True)
+        except ItgError as error:
+            reason = error.reason if isinstance(error, VideoError) else str(error)
+            yield from ((sample, reason) for sample in about_video)
 
 
-def to_timeline(sample: Sample, pictures: Thumbnails) -> Timeline:
+def to_timeline(sample: Sample, found: PagePictures) -> Timeline:
     """Says what a page shows of a sample."""
-    record, annotation = sample.record, sample.annotation
+    record, annotation, pictures = sample.record, sample.annotation, found.thumbnails
     labelled: list[int] = label_frames(pictures.time_s, record.spans).nonzero()[0].tolist()
     selected = [
         SelectedFrame(source_idx=source_idx, time_s=time_s, score=1.0, rank=rank)
@@ -154,6 +151,8 @@ def to_timeline(sample: Sample, pictures: Thumbnails) -> Timeline:
         facts["Cues"] = ", ".join(annotation.cues)
         facts["Options"] = " / ".join(annotation.options)
         notes = [("Why these clips", annotation.explanation)] if annotation.explanation else []
+    if found.note:
+        notes.append(("Seconds that are not shown", found.note))
     return Timeline(
         heading=record.question,
         facts=[(name, value) for name, value in facts.items() if value],
@@ -172,10 +171,9 @@ def to_timeline(sample: Sample, pictures: Thumbnails) -> Timeline:
 
 
 def _dismissed(annotation: Annotation, pictures: Thumbnails) -> list[int]:
-    """Finds the pictures of the seconds that the check refused."""
-    refused = {frame.second for frame in annotation.frames if frame.relevant is False}
-    start_s, at_time = annotation.start_s, zip(pictures.time_s, pictures.source_idx, strict=True)
-    return [source_idx for time_s, source_idx in at_time if int(time_s - start_s) in refused]
+    """Finds the frames that the check refused, as far as the file gave them."""
+    refused = {frame.source_idx for frame in annotation.frames if frame.relevant is False}
+    return [source_idx for source_idx in pictures.source_idx if source_idx in refused]
 
 
 def _passages(annotation: Annotation) -> Iterable[Passage]:

@@ -7,7 +7,7 @@ quality sinks first, then the size. 512 frames of 16:9 come out at 320 x 180.
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -89,6 +89,18 @@ class Thumbnails:
         pictures = [np.asarray(self._images[place_of[idx]]) for idx in source_idx]
         width, height = self._size
         return np.stack(pictures) if pictures else np.empty((0, height, width, 3), dtype=np.uint8)
+
+    def only(self, source_idx: Iterable[int]) -> "Thumbnails":
+        """Gives the pictures of some frames, those that were added, without copying them."""
+        wanted = set(source_idx)
+        some = Thumbnails(self._max_frame_pixels, self._max_pixels)
+        some._size = self._size
+        for place, idx in enumerate(self.source_idx):
+            if idx in wanted:
+                some.source_idx.append(idx)
+                some.time_s.append(self.time_s[place])
+                some._images.append(self._images[place])
+        return some
 
     def to_sheets(self, max_bytes: int) -> "Sheets":
         """Packs the pictures into sheets that together take `max_bytes` at most.
