@@ -73,7 +73,7 @@ def join_processes(config: EngineConfig) -> Processes:
         backend = "nccl" if on_gpu else "gloo"
         if os.environ["WORLD_SIZE"] == "1":
             # port 0: any that is free, where another program could take one that was looked up
-            store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)
+            store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
     global _patient
