@@ -41,6 +41,39 @@ def test_the_operators_keep_pytorchs_rules_for_operators(triton_target):
     torch.library.opcheck(ops.topk_spaced.default, (scores, 3, None, None, None, 2.0))
 
 
+def spread(tensor):
+    """The same values with others between them: an operator's caller need not tidy up."""
+    return torch.stack([tensor, torch.full_like(tensor, 7)], -1)[..., 0]
+
+
+def test_the_operators_read_strided_arguments_as_they_are(triton_target):
+    num_rows, cu_frames = UNIFORM[0], torch.tensor(UNIFORM[1], device=triton_target.device)
+    inputs = make_inputs(num_rows, triton_target.device)
+    labels = torch.tensor([1, 0, 0, 1, 0, 1], device=triton_target.device)
+    cu_samples = torch.tensor([0, 2, 6], device=triton_target.device)
+    ops = torch.ops.itg_kernels
+
+    def run(lay):
+        leaves = [t.detach().clone().requires_grad_() for t in inputs]
+        hidden, norm_weight, head_weight, head_bias = [lay(t) for t in leaves]
+        weights = (norm_weight, head_weight, head_bias)
+        rest = (lay(cu_frames), lay(labels), lay(cu_samples), 5.0, 1, EPS, True)
+        logits = ops.frame_score(hidden, lay(hidden), *weights, lay(cu_frames), EPS, True)[0]
+        loss = ops.frame_score_loss(hidden, lay(hidden), *weights, *rest)[0]
+        grads = torch.autograd.grad(loss + logits.square().sum(), leaves)
+        return logits, loss, *grads
+
+    for got, expected in zip(run(spread), run(lambda t: t), strict=True):
+        assert torch.equal(got, expected)
+    scores = torch.randn(3, 9, device=triton_target.device)
+    lengths = torch.tensor([9, 2, 5], device=triton_target.device)
+    for arguments in ((), (None, 2.0)):
+        choose = ops.topk_spaced if arguments else ops.topk_chronological
+        got = choose(scores, 4, None, spread(lengths), *arguments)
+        for values, expected in zip(got, choose(scores, 4, None, lengths, *arguments), strict=True):
+            assert torch.equal(values, expected)
+
+
 def test_scoring_loss_and_selection_compile_into_one_graph(target):
     num_rows, cu_frames = PACKED[0], torch.tensor(PACKED[1], device=target.device)
     leaves = [t.requires_grad_() for t in make_inputs(num_rows, target.device)]

@@ -98,6 +98,23 @@ def test_lengths_keep_padding_out_and_short_rows_are_padded_with_minus_one(targe
     check(*got, expected, 9)
 
 
+@pytest.mark.parametrize("min_gap", [None, 2])
+@pytest.mark.parametrize("layout", ["column", "expanded"])
+def test_lengths_that_do_not_lie_side_by_side_are_read_as_they_are(layout, min_gap, target):
+    scores = torch.randn(3, 20)
+    lengths = torch.tensor([[9, 20], [8, 3], [7, 0]])[:, 1]
+    if layout == "expanded":
+        lengths = torch.tensor(4).expand(3)
+    assert not lengths.is_contiguous()
+    expected = [
+        greedy_truth(row[:n], 9, range(20), min_gap or 0)
+        for row, n in zip(scores.tolist(), lengths.tolist(), strict=True)
+    ]
+    scores, lengths = scores.to(target.device), lengths.to(target.device)
+    got = topk_chronological(scores, 9, lengths=lengths, min_gap=min_gap, backend=target.backend)
+    check(*got, expected, 9)
+
+
 def test_a_mask_keeps_frames_out_even_where_they_score_best(target):
     scores = torch.randn(3, 30)
     valid = torch.rand(3, 30) < 0.4

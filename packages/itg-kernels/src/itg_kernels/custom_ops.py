@@ -46,22 +46,38 @@ torch.library.define(
 )
 
 
+def _readable(
+    hidden: Tensor, residual: Tensor | None, *others: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Rows may be strided, everything else must lie side by side; what does not is copied.
+
+    Here and not in `ops`: whoever calls an operator directly gets no wrong numbers either.
+    """
+    return (
+        hidden if hidden.stride(1) == 1 else hidden.contiguous(),
+        residual if residual is None or residual.stride(1) == 1 else residual.contiguous(),
+        *(None if other is None else other.contiguous() for other in others),
+    )
+
+
 def _frame_score(*args: Any) -> tuple[Tensor, ...]:
     from itg_kernels.score_forward import score_forward
 
-    return score_forward(*args)
+    return score_forward(*_readable(*args[:6]), *args[6:])
 
 
 def _frame_score_loss(*args: Any) -> tuple[Tensor, ...]:
     from itg_kernels.score_loss import loss_forward
 
-    return loss_forward(*args)
+    return loss_forward(*_readable(*args[:8]), *args[8:])
 
 
-def _frame_score_backward(*args: Any) -> tuple[Tensor, ...]:
+def _frame_score_backward(
+    grad_logits: Tensor, grad_scale: Tensor | None, *saved: Any
+) -> tuple[Tensor, ...]:
     from itg_kernels.score_backward import score_backward
 
-    return score_backward(*args)
+    return score_backward(grad_logits.contiguous(), grad_scale, *_readable(*saved))
 
 
 def _topk_chronological(*args: Any) -> tuple[Tensor, ...]:
@@ -177,7 +193,7 @@ def _gradients(
     # With create_graph=True, the operator is what remembers that it cannot go on.
     watched = torch.is_grad_enabled() or is_watched(grad_logits, grad_scale, *saved)
     backward = torch.ops.itg_kernels.frame_score_backward if watched else _frame_score_backward
-    grad_hidden, *grad_weights = backward(grad_logits.contiguous(), grad_scale, *saved)
+    grad_hidden, *grad_weights = backward(grad_logits, grad_scale, *saved)
     residual = saved[1]
     grad_residual = None if residual is None else grad_hidden.to(residual.dtype)
     return grad_hidden, grad_residual, *grad_weights

@@ -99,7 +99,7 @@ def frame_score(
         return reference.frame_scores(
             hidden, norm_weight, head_weight, head_bias, cu_frames, residual=residual, eps=eps
         )
-    inputs = _kernel_inputs(hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
+    inputs = (hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
     return custom_ops.frame_score(*inputs, float(eps), _needs_gradient(*inputs))
 
 
@@ -164,9 +164,7 @@ def frame_score_loss(
     num_frames = cu_frames.shape[0] - (1 if cu_frames.dim() == 1 else 0)
     _check_loss_inputs(num_frames, labels, cu_samples)
     if _resolve_for(backend, hidden, hidden.dtype != torch.float64, "float64") == "triton":
-        inputs = _kernel_inputs(hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
-        labels = labels.contiguous()
-        cu_samples = None if cu_samples is None else cu_samples.contiguous()
+        inputs = (hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
         return custom_ops.frame_score_loss(
             *inputs, labels, cu_samples, max_pos_weight, min_negatives, float(eps),
             _needs_gradient(*inputs),
@@ -274,25 +272,6 @@ def _resolve_for(backend: Backend, tensor: Tensor, fits: bool, what: str) -> str
             raise ValueError(f"backend 'triton' does not take {what}")
         return "torch"
     return resolved
-
-
-def _kernel_inputs(
-    hidden: Tensor,
-    residual: Tensor | None,
-    norm_weight: Tensor,
-    head_weight: Tensor,
-    head_bias: Tensor,
-    cu_frames: Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    """Rows may be strided, everything else must lie side by side; what does not is copied."""
-    return (
-        hidden if hidden.stride(1) == 1 else hidden.contiguous(),
-        residual if residual is None or residual.stride(1) == 1 else residual.contiguous(),
-        norm_weight.contiguous(),
-        head_weight.contiguous(),
-        head_bias,
-        cu_frames.contiguous(),
-    )
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

@@ -241,7 +241,7 @@ def topk(
     with on_device(scores):
         kernel[(num_rows,)](
             scores, scores if valid is None else valid.view(torch.uint8),
-            scores if lengths is None else lengths, indices, counts, num_frames, k,
+            scores if lengths is None else lengths.contiguous(), indices, counts, num_frames, k,
             *scores.stride(), *((0, 0) if valid is None else valid.stride()),
             valid is not None, lengths is not None, block_t,
             num_warps=num_warps or num_warps_for(block_t),
@@ -269,7 +269,8 @@ def topk_spaced(
     with on_device(scores):
         _topk_spaced_kernel[(num_rows,)](
             scores, scores if valid is None else valid.view(torch.uint8),
-            scores if lengths is None else lengths, scores if times is None else times,
+            scores if lengths is None else lengths.contiguous(),
+            scores if times is None else times,
             indices, counts, num_frames, k, _bits_of(min_gap),
             *scores.stride(), *((0, 0) if valid is None else valid.stride()),
             *((0, 0) if times is None else times.stride()),
