@@ -224,6 +224,26 @@ def test_strided_scores_and_times_are_read_where_they_lie(target):
     check(*plain, [sort_truth(row, 7) for row in scores.t().tolist()], 7)
 
 
+def test_times_further_apart_than_two_to_the_31_are_read_where_they_lie(target, tmp_path):
+    num_frames, stride = 2049, 2**20
+    size = num_frames * stride
+    if target.device == "cpu":
+        # A file full of holes takes memory and disk only where it is written.
+        room = torch.from_file(str(tmp_path / "times"), True, size, dtype=torch.float64)
+    elif torch.cuda.mem_get_info()[0] < 20e9:
+        pytest.skip("needs 17 GB of a GPU's memory")
+    else:
+        room = torch.zeros(size, dtype=torch.float64, device=target.device)
+    times = room[::stride]
+    times.copy_(torch.arange(num_frames))
+    scores = torch.zeros(num_frames)
+    scores[[7, 2046, 2047, 2048]] = torch.tensor([3.0, 4.0, 5.0, 6.0])
+    indices, _ = topk_chronological(
+        scores.to(target.device), 3, min_gap=2, times_s=times, backend=target.backend
+    )
+    assert indices.tolist() == [7, 2046, 2048]
+
+
 def test_a_gap_is_compared_in_float64(target):
     # The float32 neighbour of 0.1 lies above it: rounded, the gap would drop the second frame.
     times = torch.tensor([0.0, 0.1], dtype=torch.float64, device=target.device)

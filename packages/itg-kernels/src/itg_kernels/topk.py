@@ -187,7 +187,7 @@ def _topk_spaced_kernel(
     )  # fmt: skip
     times_ptr += row * stride_sb
     if HAS_TIMES:
-        time = tl.load(times_ptr + t * stride_st, mask=t < num_frames, other=0.0)
+        time = tl.load(times_ptr + t.to(tl.int64) * stride_st, mask=t < num_frames, other=0.0)
     # Handed over as a float the gap would be rounded to float32.
     min_gap = tl.cast(min_gap_bits, tl.int64).to(tl.float64, bitcast=True)
     # One word orders by score and then by time, so that the maximum needs no rule for ties.
@@ -200,7 +200,7 @@ def _topk_spaced_kernel(
         pick = 0x7FFFFFFF - (best & 0x7FFFFFFF).to(tl.int32)
         chosen = tl.where(t == pick, 1, chosen)
         if HAS_TIMES:
-            near = tl.abs(time - tl.load(times_ptr + pick * stride_st)) < min_gap
+            near = tl.abs(time - tl.load(times_ptr + pick.to(tl.int64) * stride_st)) < min_gap
         else:
             near = tl.abs(t - pick).to(tl.float64) < min_gap
         order = tl.where(near | (t == pick), _DEAD, order)
