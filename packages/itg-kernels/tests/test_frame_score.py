@@ -11,10 +11,10 @@ from itg_kernels import (
 EPS = 1e-6
 
 
-def literal_logits(hidden, norm_weight, head_weight, head_bias, spans, residual=None):
+def literal_logits(hidden, norm_weight, head_weight, head_bias, spans, residual=None, eps=EPS):
     """The network's own order of operations: norm, mean over the frame's tokens, linear."""
     x = hidden if residual is None else hidden + residual
-    normed = norm_weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS))
+    normed = norm_weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps))
     means = [
         normed[start:end].mean(0) if end > start else torch.zeros_like(normed[0])
         for start, end in spans
@@ -73,6 +73,23 @@ def test_logits_are_those_of_norm_then_mean_then_linear(name, width, target):
     assert logits.dtype == torch.float32
     assert logits.shape == (len(spans_of(cu_frames)),)
     assert worst(logits, truth) <= 2e-6
+
+
+def test_small_rows_are_damped_by_a_large_epsilon_and_so_are_their_gradients(target):
+    num_rows, cu_frames = layout("uniform", target.device)
+    hidden, *weights = make_inputs(num_rows, 64, device=target.device)
+    inputs = [hidden * 1e-3, *weights]
+    leaves = [t.requires_grad_() for t in inputs]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    logits = frame_score(*leaves, cu_frames, eps=1e-2, backend=target.backend)
+    truth = literal_logits(*exact, spans_of(cu_frames), eps=1e-2)
+    assert worst(logits, truth) <= 1e-7
+    undamped = literal_logits(*exact, spans_of(cu_frames))
+    assert (undamped - truth).abs().max() > 0.1
+    grads = torch.autograd.grad(logits.sum(), leaves)
+    wanted = torch.autograd.grad(truth.sum(), exact)
+    for got, expected in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -206,6 +223,23 @@ def test_the_fused_loss_and_its_gradients_are_those_of_score_then_loss(name, per
     got = run(fused=True, backend=target.backend, dtype=torch.float32)
     for values, truth in zip(got, truths, strict=True):
         torch.testing.assert_close(values.double(), truth, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("max_pos_weight", [5.0, 2.0])
+def test_a_rare_frame_weighs_no_more_than_the_cap_in_the_fused_loss(max_pos_weight, target):
+    # One relevant frame among 100 would weigh sqrt(99), nearly 10.
+    inputs = make_inputs(100, 16, device=target.device)
+    cu_frames = torch.arange(101, device=target.device)
+    labels = (torch.arange(100, device=target.device) == 42).float()
+    loss, logits = frame_score_loss(
+        *inputs, cu_frames, labels, max_pos_weight=max_pos_weight, backend=target.backend
+    )
+    truth = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits.double(),
+        labels.double(),
+        pos_weight=torch.tensor(max_pos_weight, dtype=torch.float64, device=target.device),
+    )
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=0)
 
 
 def test_an_all_positive_batch_learns_through_the_fused_loss(target):

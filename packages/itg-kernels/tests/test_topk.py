@@ -99,6 +99,17 @@ def test_lengths_keep_padding_out_and_short_rows_are_padded_with_minus_one(targe
 
 
 @pytest.mark.parametrize("min_gap", [None, 2])
+def test_lengths_beyond_the_frames_take_them_all_and_below_none_take_nothing(min_gap, target):
+    scores = torch.randn(6, 20)
+    lengths = torch.tensor([20, 21, 2**32, 2**63 - 1, -1, -(2**32) + 5], device=target.device)
+    expected = [greedy_truth(row, 30, range(20), min_gap or 0) for row in scores[:4].tolist()]
+    got = topk_chronological(
+        scores.to(target.device), 30, lengths=lengths, min_gap=min_gap, backend=target.backend
+    )
+    check(*got, [*expected, [], []], 30)
+
+
+@pytest.mark.parametrize("min_gap", [None, 2])
 @pytest.mark.parametrize("layout", ["column", "expanded"])
 def test_lengths_that_do_not_lie_side_by_side_are_read_as_they_are(layout, min_gap, target):
     scores = torch.randn(3, 20)
@@ -181,7 +192,9 @@ def test_rows_longer_than_a_block_are_exact_too(kind, triton_target):
 
     scores = rows_of(kind, 2, 150)
     expected = [sort_truth(row, 40) for row in scores.tolist()]
-    check(*topk(scores.to(triton_target.device), 40, None, None, max_block_t=64), expected, 40)
+    for beyond in (None, torch.tensor([150, 2**40], device=triton_target.device)):
+        got = topk(scores.to(triton_target.device), 40, None, beyond, max_block_t=64)
+        check(*got, expected, 40)
 
 
 @pytest.mark.gpu

@@ -47,8 +47,9 @@ def _load_keys(
 def _row_length(lengths_ptr, row, num_frames, HAS_LENGTHS: tl.constexpr):
     length = num_frames
     if HAS_LENGTHS:
-        length = tl.load(lengths_ptr + row).to(tl.int32)
-        length = tl.minimum(tl.maximum(length, 0), num_frames)
+        # Held inside the row before it is narrowed: 2**32 is many frames, and not none.
+        length = tl.load(lengths_ptr + row)
+        length = tl.minimum(tl.maximum(length, 0), num_frames).to(tl.int32)
     return length
 
 
