@@ -274,7 +274,22 @@ def test_a_gap_is_compared_in_float64(target):
             {"scores": torch.zeros(4, dtype=torch.float64), "min_gap": 1.0},
             "scores must be .* got float64",
         ),
-        ({"lengths": torch.zeros(3)}, "lengths must hold B=1 values"),
+        ({"lengths": torch.zeros(3).int()}, r"lengths must hold B=1 integers, got int32 \[3\]"),
+        ({"lengths": torch.tensor(2.5)}, r"lengths must hold B=1 integers, got float32 \[\]"),
+        ({"lengths": torch.tensor(True)}, "lengths must hold B=1 integers, got bool"),
+        ({"lengths": 3}, "lengths must be a tensor of B=1 integers, got 3"),
+        (
+            {"lengths": torch.tensor(3, device="meta")},
+            "lengths must be on cpu as scores, got meta",
+        ),
+        (
+            {"valid": torch.ones(4, dtype=torch.bool, device="meta")},
+            "valid must be on cpu as scores, got meta",
+        ),
+        (
+            {"min_gap": 1.0, "times_s": torch.zeros(4, device="meta")},
+            "times_s must be on cpu as scores, got meta",
+        ),
         ({"valid": torch.zeros(4)}, "valid must be bool"),
         ({"min_gap": -1.0}, "min_gap must be >= 0, got -1.0"),
         ({"min_gap": math.nan}, "min_gap must be >= 0, got nan"),

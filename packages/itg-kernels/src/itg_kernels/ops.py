@@ -21,6 +21,7 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The longest row that the spaced kernel holds, `topk.MAX_SPACED_T`, known without Triton.
 _MAX_SPACED_T = 32768
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def resolve_backend(backend: Backend, device: torch.device | str) -> str:
@@ -91,8 +92,8 @@ def frame_score(
         float32 [F] (float64 for float64 input), differentiable in all tensors but `cu_frames`.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit together, or, on the CPU, if a span lies outside
-            the rows, is reversed, or overlaps the one before it.
+        ValueError: if shapes, dtypes or devices do not fit together, or, on the CPU, if a span lies
+            outside the rows, is reversed, or overlaps the one before it.
     """
     _check_score_inputs(hidden, norm_weight, head_weight, head_bias, cu_frames, residual)
     if _resolve_for(backend, hidden, hidden.dtype != torch.float64, "float64") == "torch":
@@ -130,6 +131,7 @@ def frame_bce_loss(
     Returns:
         float32 scalar (float64 for float64 logits); 0 for no frames at all.
     """
+    _check_devices("logits", logits, labels=labels, cu_samples=cu_samples)
     _check_loss_inputs(logits.shape[0], labels, cu_samples)
     return reference.frame_bce_loss(
         logits,
@@ -162,6 +164,7 @@ def frame_score_loss(
     """
     _check_score_inputs(hidden, norm_weight, head_weight, head_bias, cu_frames, residual)
     num_frames = cu_frames.shape[0] - (1 if cu_frames.dim() == 1 else 0)
+    _check_devices("hidden", hidden, labels=labels, cu_samples=cu_samples)
     _check_loss_inputs(num_frames, labels, cu_samples)
     if _resolve_for(backend, hidden, hidden.dtype != torch.float64, "float64") == "triton":
         inputs = (hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
@@ -201,8 +204,9 @@ def topk_chronological(
         scores: [B, T] or [T], float32, float16 or bfloat16; float64 without `min_gap`, on torch.
         k: At least 1; may exceed T.
         valid: [B, T] or [T] bool; False marks frames that must not be chosen.
-        lengths: [B] (or a scalar for 1-D scores); frames from there on must not be chosen. At most
-            one of `valid` and `lengths` is given.
+        lengths: [B] integers (or a scalar for 1-D scores); frames from there on must not be chosen,
+            and a length beyond T or below 0 counts as T or 0. At most one of `valid` and `lengths`
+            is given.
         min_gap: Take the best frame, drop all frames nearer to it than this, and go on; fewer than
             k frames may come back. Counted in frames, or in seconds where `times_s` is given.
         times_s: [B, T] or [T], the frames' times; compared in float64.
@@ -213,7 +217,7 @@ def topk_chronological(
         give [k] and a scalar.
 
     Raises:
-        ValueError: if an argument is out of range or shapes do not fit together.
+        ValueError: if an argument is out of range, or shapes, types or devices do not fit together.
     """
     _check_topk_inputs(scores, k, valid, lengths, min_gap, times_s)
     fits, what = scores.dtype != torch.float64, "float64"
@@ -304,15 +308,10 @@ def _check_score_inputs(
         raise ValueError(
             f"cu_frames must be int32 or int64, [F+1] or [F, 2], got {_describe(cu_frames)}"
         )
-    for name, tensor in (
-        ("norm_weight", norm_weight),
-        ("head_weight", head_weight),
-        ("head_bias", head_bias),
-        ("cu_frames", cu_frames),
-        ("residual", residual),
-    ):
-        if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"{name} must be on {hidden.device} as hidden, got {tensor.device}")
+    _check_devices(
+        "hidden", hidden, norm_weight=norm_weight, head_weight=head_weight, head_bias=head_bias,
+        cu_frames=cu_frames, residual=residual,
+    )  # fmt: skip
     if cu_frames.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_spans(cu_frames, hidden.shape[0])
 
@@ -327,6 +326,14 @@ def _check_spans(cu_frames: Tensor, num_rows: int) -> None:
                 f"[{start}, {end}) after one that ends at {previous_end}"
             )
         previous_end = end
+
+
+def _check_devices(name: str, first: Tensor, **others: Tensor | None) -> None:
+    for other_name, other in others.items():
+        if other is not None and other.device != first.device:
+            raise ValueError(
+                f"{other_name} must be on {first.device} as {name}, got {other.device}"
+            )
 
 
 def _check_loss_inputs(num_frames: int, labels: Tensor, cu_samples: Tensor | None) -> None:
@@ -362,9 +369,8 @@ def _check_topk_inputs(
         raise ValueError("valid and lengths exclude each other, got both")
     if valid is not None and (valid.shape != scores.shape or valid.dtype != torch.bool):
         raise ValueError(f"valid must be bool {tuple(scores.shape)}, got {_describe(valid)}")
-    num_rows = scores.shape[0] if scores.dim() == 2 else 1
-    if lengths is not None and lengths.numel() != num_rows:
-        raise ValueError(f"lengths must hold B={num_rows} values, got {_describe(lengths)}")
+    if lengths is not None:
+        _check_lengths(lengths, scores.shape[0] if scores.dim() == 2 else 1)
     if min_gap is not None and not min_gap >= 0:
         raise ValueError(f"min_gap must be >= 0, got {min_gap}")
     if times_s is not None:
@@ -375,6 +381,14 @@ def _check_topk_inputs(
                 f"times_s must be {tuple(scores.shape)} or [T={scores.shape[-1]}], "
                 f"got {_describe(times_s)}"
             )
+    _check_devices("scores", scores, valid=valid, lengths=lengths, times_s=times_s)
+
+
+def _check_lengths(lengths: object, num_rows: int) -> None:
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"lengths must be a tensor of B={num_rows} integers, got {lengths!r}")
+    if lengths.numel() != num_rows or lengths.dtype not in _INTEGERS:
+        raise ValueError(f"lengths must hold B={num_rows} integers, got {_describe(lengths)}")
 
 
 def _describe(tensor: Tensor) -> str:
