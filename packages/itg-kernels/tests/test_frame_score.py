@@ -139,18 +139,35 @@ def test_gradients_err_at_most_twice_as_much_as_torch(name, dtype, target):
         assert worst(values, truth) <= allowed + 1e-6
 
 
-def test_text_rows_get_a_gradient_of_zero_even_where_they_are_not_finite(triton_target):
-    num_rows, cu_frames = layout("packed-with-text-between", triton_target.device)
-    hidden, *weights = make_inputs(num_rows, 64, device=triton_target.device)
-    in_frame = torch.zeros(num_rows, dtype=torch.bool, device=triton_target.device)
+@pytest.mark.parametrize("eps", [EPS, 0.0])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["packed-with-text-between", "ragged-with-text-around"])
+def test_text_rows_get_a_gradient_of_zero_even_where_they_are_not_finite(name, bad, eps, target):
+    num_rows, cu_frames = layout(name, target.device)
+    hidden, *weights = make_inputs(num_rows, 64, device=target.device)
+    in_frame = torch.zeros(num_rows, dtype=torch.bool, device=target.device)
     for start, end in spans_of(cu_frames):
         in_frame[start:end] = True
-    hidden[~in_frame] = torch.nan
+    residual = torch.randn_like(hidden)
+    hidden[~in_frame] = bad
+    residual[~in_frame] = bad
     leaves = [t.requires_grad_() for t in (hidden, *weights)]
-    frame_score(*leaves, cu_frames, backend=triton_target.backend).sum().backward()
-    assert (hidden.grad[~in_frame] == 0).all()
-    assert (hidden.grad[in_frame] != 0).any(1).all()
-    assert all(t.grad.isfinite().all() for t in leaves)
+    residual.requires_grad_()
+    logits = frame_score(*leaves, cu_frames, residual=residual, eps=eps, backend=target.backend)
+    logits.sum().backward()
+    for rows in (hidden, residual):
+        assert (rows.grad[~in_frame] == 0).all()
+        assert (rows.grad[in_frame] != 0).any(1).all()
+    assert all(t.grad.isfinite().all() for t in (*leaves, residual))
+
+
+def test_rows_beyond_every_frame_change_nothing_where_all_frames_are_empty(target):
+    hidden, *weights = make_inputs(4, 64, device=target.device)
+    leaves = [t.requires_grad_() for t in (hidden * torch.nan, *weights)]
+    cu_frames = torch.tensor([2, 2, 2], device=target.device)
+    logits = frame_score(*leaves, cu_frames, backend=target.backend)
+    assert torch.equal(logits, weights[2].expand(2))
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(logits.sum(), leaves))
 
 
 def test_no_frames_give_gradients_of_zero(target):
