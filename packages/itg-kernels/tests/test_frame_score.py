@@ -170,6 +170,23 @@ def test_rows_beyond_every_frame_change_nothing_where_all_frames_are_empty(targe
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(logits.sum(), leaves))
 
 
+@pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16])
+def test_autocast_lowers_nothing(lowered, target):
+    num_rows, cu_frames = layout("uniform", target.device)
+    inputs = make_inputs(num_rows, 256, device=target.device)
+    labels = torch.arange(6, device=target.device) % 2
+
+    def run():
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        loss, logits = frame_score_loss(*leaves, cu_frames, labels, backend=target.backend)
+        return loss, logits, *torch.autograd.grad(loss, leaves)
+
+    plain = run()
+    with torch.autocast(target.device, dtype=lowered):
+        under_autocast = run()
+    assert all(torch.equal(a, b) for a, b in zip(under_autocast, plain, strict=True))
+
+
 def test_no_frames_give_gradients_of_zero(target):
     num_rows, cu_frames = layout("no-frames", target.device)
     leaves = [t.requires_grad_() for t in make_inputs(num_rows, 64, device=target.device)]

@@ -32,7 +32,8 @@ def row_sums(hidden: Tensor, residual: Tensor | None, u: Tensor, eps: float) -> 
     x = hidden.to(dtype)
     if residual is not None:
         x = x + residual.to(dtype)
-    return x, torch.rsqrt(x.square().mean(-1) + eps), x @ u
+    # Not x @ u, which autocast would round to 16 bits.
+    return x, torch.rsqrt(x.square().mean(-1) + eps), (x * u).sum(-1)
 
 
 def _without_text(rows: Tensor, boundaries: Tensor) -> Tensor:
