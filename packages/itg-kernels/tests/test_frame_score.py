@@ -107,6 +107,35 @@ def test_logits_err_at_most_twice_as_much_as_torch(name, dtype, target):
     assert worst(logits, truth) <= 4e-6
 
 
+@pytest.mark.parametrize(
+    ("dtype", "residual_dtype"),
+    [
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float16),
+        (torch.bfloat16, torch.float16),
+    ],
+    ids=str,
+)
+def test_hidden_and_residual_get_their_gradients_in_their_own_precision(
+    dtype, residual_dtype, target
+):
+    num_rows, cu_frames = layout("uniform", target.device)
+    hidden, *weights = make_inputs(num_rows, 64, device=target.device)
+    rows = [hidden.to(dtype), torch.randn_like(hidden).to(residual_dtype)]
+
+    def run(backend, rows):
+        leaves = [t.detach().clone().requires_grad_() for t in rows]
+        logits = frame_score(leaves[0], *weights, cu_frames, residual=leaves[1], backend=backend)
+        # As small as gradients are where nobody scales the loss: below what float16 holds.
+        return torch.autograd.grad(logits.sum() * 1e-7, leaves)
+
+    truths = run("torch", [t.double() for t in rows])
+    for got, given, truth in zip(run(target.backend, rows), rows, truths, strict=True):
+        assert got.dtype == given.dtype
+        tolerance = {torch.float32: 1e-12, torch.bfloat16: 1e-9, torch.float16: 6e-8}[given.dtype]
+        torch.testing.assert_close(got.double(), truth, atol=tolerance, rtol=0)
+
+
 def gradients(score, inputs, residual, grad_logits):
     leaves = [t.detach().clone().requires_grad_() for t in (*inputs, residual)]
     logits = score(*leaves)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from itg_kernels.launch import stream_dtype
+
 _DEVICES = ("cuda", "cpu")
 _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
@@ -126,7 +128,7 @@ def _(hidden, residual, norm_weight, head_weight, head_bias, cu_frames, labels, 
 @torch.library.register_fake("itg_kernels::frame_score_backward")
 def _(grad_logits, grad_scale, hidden, residual, norm_weight, head_weight, head_bias, saved):
     return (
-        hidden.new_empty(hidden.shape),
+        hidden.new_empty(hidden.shape, dtype=stream_dtype(hidden, residual)),
         torch.empty_like(norm_weight),
         torch.empty_like(head_weight),
         torch.empty_like(head_bias),
@@ -194,15 +196,15 @@ def _gradients(
     watched = torch.is_grad_enabled() or is_watched(grad_logits, grad_scale, *saved)
     backward = torch.ops.itg_kernels.frame_score_backward if watched else _frame_score_backward
     grad_hidden, *grad_weights = backward(grad_logits, grad_scale, *saved)
-    residual = saved[1]
+    hidden, residual, *_ = saved
+    assert hidden is not None
     grad_residual = None if residual is None else grad_hidden.to(residual.dtype)
-    return grad_hidden, grad_residual, *grad_weights
+    return grad_hidden.to(hidden.dtype), grad_residual, *grad_weights
 
 
 def _no_second_derivative(*_: Any) -> None:
-    raise RuntimeError(
-        "backend 'triton' has no second derivative of frame_score; backend 'torch' has one"
-    )
+    # Nor has the torch backend: PyTorch sums segments without one.
+    raise RuntimeError("frame_score has no second derivative, on any backend")
 
 
 torch.library.register_autograd("itg_kernels::frame_score_backward", _no_second_derivative)
