@@ -129,6 +129,51 @@ def test_fake_tensors_need_no_kernel(triton_target):
     assert [grad.shape for grad in grads] == [leaf.shape for leaf in leaves]
 
 
+def test_public_functions_take_fake_tensors_whose_values_nobody_can_look_at(target):
+    with FakeTensorMode():
+        inputs = make_inputs(24, target.device)
+        cu_frames = torch.tensor(UNIFORM[1], device=target.device)
+        labels = torch.ones(6, device=target.device)
+        cu_samples = torch.tensor([0, 2, 6], device=target.device)
+        logits = frame_score(*inputs, cu_frames, backend=target.backend)
+        loss, again = frame_score_loss(
+            *inputs, cu_frames, labels, cu_samples=cu_samples, backend=target.backend
+        )
+    assert logits.shape == again.shape == (6,)
+    assert loss.shape == ()
+
+
+# PyTorch's own words on vmap over its sum of segments.
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("with_loss", [False, True])
+def test_transforms_of_torch_func_are_torchs_and_triton_asked_for_by_name_refuses(
+    with_loss, target
+):
+    hidden, *weights = make_inputs(24, target.device)
+    cu_frames = torch.tensor(UNIFORM[1], device=target.device)
+    labels = torch.arange(6, device=target.device) % 2
+
+    def score(hidden, backend):
+        if with_loss:
+            return frame_score_loss(hidden, *weights, cu_frames, labels, backend=backend)[0]
+        return frame_score(hidden, *weights, cu_frames, backend=backend).sum()
+
+    leaf = hidden.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(score(leaf, "torch"), leaf)
+    for backend in ("auto", "torch"):
+        got = torch.func.grad(score)(hidden, backend)
+        torch.testing.assert_close(got, expected)
+    batch = torch.stack([hidden, hidden * 2])
+    got = torch.func.vmap(lambda h: score(h, "auto"))(batch)
+    torch.testing.assert_close(got, torch.stack([score(h, "torch") for h in batch]))
+    if target.backend == "triton":
+        message = "backend 'triton' does not take the transforms of torch.func; backend 'torch'"
+        with pytest.raises(ValueError, match=message):
+            torch.func.grad(score)(hidden, "triton")
+        with pytest.raises(ValueError, match=message):
+            torch.func.vmap(lambda h: score(h, "triton"))(batch)
+
+
 def test_a_graph_can_be_walked_twice_but_not_differentiated_twice(target):
     num_rows, cu_frames = UNIFORM[0], torch.tensor(UNIFORM[1], device=target.device)
     leaves = [t.requires_grad_() for t in make_inputs(num_rows, target.device)]

@@ -240,6 +240,11 @@ class _Loss(torch.autograd.Function):
     backward = staticmethod(_loss_gradients)
 
 
+def is_transformed() -> bool:
+    """Whether torch.func transforms the call: it knows nothing of what stands behind operators."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def is_watched(*tensors: Tensor | None) -> bool:
     """Whether something traces, records or transforms the call, and so needs to see operators."""
     return (

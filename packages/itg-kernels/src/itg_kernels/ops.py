@@ -28,8 +28,8 @@ def resolve_backend(backend: Backend, device: torch.device | str) -> str:
     """The backend that a call with `backend` uses for tensors on `device`: "torch" or "triton".
 
     "auto" is "triton" on NVIDIA GPUs of compute capability 8.0 and above where Triton is
-    installed, else "torch". Two inputs that no kernel takes also make "auto" choose "torch":
-    float64, and `min_gap` on more than 32768 frames.
+    installed, else "torch". What no kernel takes also makes "auto" choose "torch": float64,
+    `min_gap` on more than 32768 frames, and scores or their loss under torch.func's transforms.
 
     Raises:
         ValueError: if the backend is unknown, or was asked for by name and cannot run there.
@@ -96,7 +96,7 @@ def frame_score(
             outside the rows, is reversed, or overlaps the one before it.
     """
     _check_score_inputs(hidden, norm_weight, head_weight, head_bias, cu_frames, residual)
-    if _resolve_for(backend, hidden, hidden.dtype != torch.float64, "float64") == "torch":
+    if _resolve_for(backend, hidden, _score_obstacle(hidden)) == "torch":
         return reference.frame_scores(
             hidden, norm_weight, head_weight, head_bias, cu_frames, residual=residual, eps=eps
         )
@@ -166,7 +166,7 @@ def frame_score_loss(
     num_frames = cu_frames.shape[0] - (1 if cu_frames.dim() == 1 else 0)
     _check_devices("hidden", hidden, labels=labels, cu_samples=cu_samples)
     _check_loss_inputs(num_frames, labels, cu_samples)
-    if _resolve_for(backend, hidden, hidden.dtype != torch.float64, "float64") == "triton":
+    if _resolve_for(backend, hidden, _score_obstacle(hidden)) == "triton":
         inputs = (hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
         return custom_ops.frame_score_loss(
             *inputs, labels, cu_samples, max_pos_weight, min_negatives, float(eps),
@@ -220,13 +220,10 @@ def topk_chronological(
         ValueError: if an argument is out of range, or shapes, types or devices do not fit together.
     """
     _check_topk_inputs(scores, k, valid, lengths, min_gap, times_s)
-    fits, what = scores.dtype != torch.float64, "float64"
-    if min_gap is not None:
-        fits, what = (
-            scores.shape[-1] <= _MAX_SPACED_T,
-            f"min_gap on more than {_MAX_SPACED_T} frames",
-        )
-    resolved = _resolve_for(backend, scores, fits, what)
+    obstacle = "float64" if scores.dtype == torch.float64 else None
+    if min_gap is not None and scores.shape[-1] > _MAX_SPACED_T:
+        obstacle = f"min_gap on more than {_MAX_SPACED_T} frames"
+    resolved = _resolve_for(backend, scores, obstacle)
     choose = _topk_triton if resolved == "triton" else _topk_torch
     rows = (scores if scores.dim() == 2 else scores[None]).detach()
     valid = None if valid is None else valid.reshape(rows.shape)
@@ -268,12 +265,18 @@ def _topk_torch(
     return reference.topk_spaced(rows, k, valid, times, min_gap)
 
 
-def _resolve_for(backend: Backend, tensor: Tensor, fits: bool, what: str) -> str:
+def _score_obstacle(hidden: Tensor) -> str | None:
+    if custom_ops.is_transformed():
+        return "the transforms of torch.func"
+    return "float64" if hidden.dtype == torch.float64 else None
+
+
+def _resolve_for(backend: Backend, tensor: Tensor, obstacle: str | None) -> str:
     """`resolve_backend`, and what the kernels do not take goes to torch unless they were named."""
     resolved = resolve_backend(backend, tensor.device)
-    if resolved == "triton" and not fits:
+    if resolved == "triton" and obstacle:
         if backend == "triton":
-            raise ValueError(f"backend 'triton' does not take {what}")
+            raise ValueError(f"backend 'triton' does not take {obstacle}; backend 'torch' does")
         return "torch"
     return resolved
 
@@ -312,8 +315,13 @@ def _check_score_inputs(
         "hidden", hidden, norm_weight=norm_weight, head_weight=head_weight, head_bias=head_bias,
         cu_frames=cu_frames, residual=residual,
     )  # fmt: skip
-    if cu_frames.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _can_look_at(cu_frames):
         _check_spans(cu_frames, hidden.shape[0])
+
+
+def _can_look_at(tensor: Tensor) -> bool:
+    """Whether the values are there, without waiting for a device; a traced tensor has none."""
+    return tensor.device.type == "cpu" and not custom_ops.is_watched(tensor)
 
 
 def _check_spans(cu_frames: Tensor, num_rows: int) -> None:
@@ -343,7 +351,7 @@ def _check_loss_inputs(num_frames: int, labels: Tensor, cu_samples: Tensor | Non
         return
     if cu_samples.dim() != 1 or cu_samples.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_samples must be int32 or int64 [B+1], got {_describe(cu_samples)}")
-    if cu_samples.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _can_look_at(cu_samples):
         bounds = cu_samples.tolist()
         if not bounds or bounds[0] != 0 or bounds[-1] != num_frames or bounds != sorted(bounds):
             raise ValueError(f"cu_samples must ascend from 0 to F={num_frames}, got {bounds}")
