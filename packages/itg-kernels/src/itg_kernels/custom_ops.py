@@ -48,9 +48,7 @@ torch.library.define(
 )
 
 
-def _readable(
-    hidden: Tensor, residual: Tensor | None, *others: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _readable(hidden: Tensor, residual: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
     """Rows may be strided, everything else must lie side by side; what does not is copied.
 
     Here and not in `ops`: whoever calls an operator directly gets no wrong numbers either.
