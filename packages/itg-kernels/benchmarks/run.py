@@ -1,6 +1,6 @@
 """Measures the operations of itg-kernels beside their competitors; one JSONL row per measurement.
 
-    uv run --package itg-kernels python packages/itg-kernels/benchmarks/run.py --op frame_score
+    uv run --package itg-kernels --group test python packages/itg-kernels/benchmarks/run.py
 
 The package's tests run first, and red tests mean no numbers. Without a GPU only the torch
 backends run, to try the script out.
@@ -9,6 +9,7 @@ backends run, to try the script out.
 import argparse
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -64,11 +65,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _tests_are_green() -> bool:
+    if importlib.util.find_spec("pytest") is None:
+        raise SystemExit("The tests cannot run without pytest (uv run --group test): no numbers.")
     command = [sys.executable, "-m", "pytest", "-q", str(PACKAGE / "tests")]
     environment = dict(os.environ)
     if torch.cuda.is_available():
         environment["ITG_REQUIRE_GPU"] = "1"
-    return subprocess.run(command, env=environment, cwd=PACKAGE, check=False).returncode == 0
+    code = subprocess.run(command, env=environment, cwd=PACKAGE, check=False).returncode
+    # 0 is green and 1 is red; all else, a conftest that does not load among it, is neither.
+    if code not in (0, 1):
+        raise SystemExit(f"The tests did not run (pytest exits with {code}): no numbers.")
+    return code == 0
 
 
 def provenance(copy_gb_per_s: float) -> Row:
@@ -108,7 +115,14 @@ def _shell(*command: str) -> str:
 def _is_dirty() -> bool:
     if "ITG_GIT_SHA" in os.environ:
         return os.environ.get("ITG_GIT_DIRTY") == "1"
-    return _shell("git", "status", "--porcelain", str(PACKAGE / "src")) != "unknown"
+    # What is measured, and what measures it; not the rows, which every run may add to.
+    measured = (str(PACKAGE / "src"), str(HERE / "*.py"))
+    return _shell("git", "status", "--porcelain", "--", *measured) != "unknown"
+
+
+def _commit_of(ref: str) -> str:
+    """A branch moves on; its rows stay those of one commit."""
+    return _shell("git", "rev-parse", "--verify", f"{ref}^{{commit}}")
 
 
 def measure(options: argparse.Namespace) -> Iterator[Row]:
@@ -356,7 +370,8 @@ def _rows_of_base(options: argparse.Namespace) -> list[Row]:
             command += [part for op in options.op for part in ("--op", op)]
             command += ["--quick"] if options.quick else []
             source = tree / "packages" / "itg-kernels" / "src"
-            environment = {**os.environ, "PYTHONPATH": str(source), "ITG_GIT_SHA": options.base}
+            commit = _commit_of(options.base)
+            environment = {**os.environ, "PYTHONPATH": str(source), "ITG_GIT_SHA": commit}
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
             return [json.loads(line) for line in out.read_text().splitlines()]
         finally:

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,6 +67,82 @@ def test_red_tests_give_no_numbers(load, tmp_path, monkeypatch):
     out = tmp_path / "rows.jsonl"
     assert run.main(["--op", "topk", "--out", str(out)]) == 1
     assert not out.exists()
+
+
+def test_a_missing_pytest_is_no_red_test(load, tmp_path, monkeypatch):
+    run = load("run")
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: pytest.fail("started something"))
+    with pytest.raises(SystemExit, match="cannot run without pytest"):
+        run.main(["--op", "topk", "--out", str(tmp_path / "rows.jsonl")])
+
+
+@pytest.mark.parametrize(("code", "green"), [(0, True), (1, False), (2, None), (4, None)])
+def test_only_tests_that_ran_are_green_or_red(code, green, load, monkeypatch):
+    run = load("run")
+    done = subprocess.CompletedProcess([], code)
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: done)
+    if green is None:
+        with pytest.raises(SystemExit, match=f"pytest exits with {code}"):
+            run._tests_are_green()
+    else:
+        assert run._tests_are_green() is green
+
+
+@pytest.fixture
+def repository(load, tmp_path, monkeypatch):
+    """`run` of a repository of its own, and a function that calls git there."""
+    run = load("run")
+    monkeypatch.delenv("ITG_GIT_SHA", raising=False)
+    monkeypatch.setattr(run, "PACKAGE", tmp_path)
+    monkeypatch.setattr(run, "HERE", tmp_path / "benchmarks")
+    for name in ("src/kernel.py", "benchmarks/cases.py", "benchmarks/results/rows.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old\n")
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        command = ["git", *who, *words]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "-q", "-b", "trunk")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    return run, git
+
+
+@pytest.mark.parametrize(
+    ("name", "dirty"),
+    [
+        ("src/kernel.py", True),
+        ("benchmarks/cases.py", True),
+        ("benchmarks/new.py", True),
+        ("benchmarks/results/rows.jsonl", False),
+    ],
+)
+def test_rows_are_dirty_where_kernels_or_the_scripts_that_measure_are(name, dirty, repository):
+    run, _ = repository
+    assert not run._is_dirty()
+    (run.PACKAGE / name).write_text("new\n")
+    assert run._is_dirty() is dirty
+
+
+def test_rows_of_a_base_name_its_commit_and_no_branch(repository, monkeypatch):
+    run, git = repository
+    seen = []
+    real = subprocess.run
+
+    def measure(command, **options):
+        if "env" not in options:
+            return real(command, **options)
+        seen.append(options["env"]["ITG_GIT_SHA"])
+        Path(command[command.index("--out") + 1]).write_text("")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(run.subprocess, "run", measure)
+    assert run._rows_of_base(run._parse(["--base", "trunk"])) == []
+    assert seen == [git("rev-parse", "HEAD")]
 
 
 def row(**changes):

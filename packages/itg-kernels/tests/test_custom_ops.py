@@ -32,6 +32,10 @@ def test_the_operators_keep_pytorchs_rules_for_operators(triton_target):
     torch.library.opcheck(
         ops.frame_score.default, (hidden, residual, *weights, cu_frames, EPS, True)
     )
+    mixed = hidden.detach().half().requires_grad_()
+    torch.library.opcheck(
+        ops.frame_score.default, (mixed, residual, *weights, cu_frames, EPS, True)
+    )
     torch.library.opcheck(
         ops.frame_score_loss.default,
         (hidden, None, *weights, cu_frames, labels, None, 5.0, 1, EPS, True),
@@ -39,6 +43,39 @@ def test_the_operators_keep_pytorchs_rules_for_operators(triton_target):
     scores = torch.randn(2, 9, device=triton_target.device)
     torch.library.opcheck(ops.topk_chronological.default, (scores, 3, None, None))
     torch.library.opcheck(ops.topk_spaced.default, (scores, 3, None, None, None, 2.0))
+
+
+def spread(tensor):
+    """The same values with others between them: an operator's caller need not tidy up."""
+    return torch.stack([tensor, torch.full_like(tensor, 7)], -1)[..., 0]
+
+
+def test_the_operators_read_strided_arguments_as_they_are(triton_target):
+    num_rows, cu_frames = UNIFORM[0], torch.tensor(UNIFORM[1], device=triton_target.device)
+    inputs = make_inputs(num_rows, triton_target.device)
+    labels = torch.tensor([1, 0, 0, 1, 0, 1], device=triton_target.device)
+    cu_samples = torch.tensor([0, 2, 6], device=triton_target.device)
+    ops = torch.ops.itg_kernels
+
+    def run(lay):
+        leaves = [t.detach().clone().requires_grad_() for t in inputs]
+        hidden, norm_weight, head_weight, head_bias = [lay(t) for t in leaves]
+        weights = (norm_weight, head_weight, head_bias)
+        rest = (lay(cu_frames), lay(labels), lay(cu_samples), 5.0, 1, EPS, True)
+        logits = ops.frame_score(hidden, lay(hidden), *weights, lay(cu_frames), EPS, True)[0]
+        loss = ops.frame_score_loss(hidden, lay(hidden), *weights, *rest)[0]
+        grads = torch.autograd.grad(loss + logits.square().sum(), leaves)
+        return logits, loss, *grads
+
+    for got, expected in zip(run(spread), run(lambda t: t), strict=True):
+        assert torch.equal(got, expected)
+    scores = torch.randn(3, 9, device=triton_target.device)
+    lengths = torch.tensor([9, 2, 5], device=triton_target.device)
+    for arguments in ((), (None, 2.0)):
+        choose = ops.topk_spaced if arguments else ops.topk_chronological
+        got = choose(scores, 4, None, spread(lengths), *arguments)
+        for values, expected in zip(got, choose(scores, 4, None, lengths, *arguments), strict=True):
+            assert torch.equal(values, expected)
 
 
 def test_scoring_loss_and_selection_compile_into_one_graph(target):
@@ -92,14 +129,63 @@ def test_fake_tensors_need_no_kernel(triton_target):
     assert [grad.shape for grad in grads] == [leaf.shape for leaf in leaves]
 
 
-def test_a_graph_can_be_walked_twice_but_not_differentiated_twice(triton_target):
-    num_rows, cu_frames = UNIFORM[0], torch.tensor(UNIFORM[1], device=triton_target.device)
-    leaves = [t.requires_grad_() for t in make_inputs(num_rows, triton_target.device)]
-    logits = frame_score(*leaves, cu_frames, backend=triton_target.backend)
+def test_public_functions_take_fake_tensors_whose_values_nobody_can_look_at(target):
+    with FakeTensorMode():
+        inputs = make_inputs(24, target.device)
+        cu_frames = torch.tensor(UNIFORM[1], device=target.device)
+        labels = torch.ones(6, device=target.device)
+        cu_samples = torch.tensor([0, 2, 6], device=target.device)
+        logits = frame_score(*inputs, cu_frames, backend=target.backend)
+        loss, again = frame_score_loss(
+            *inputs, cu_frames, labels, cu_samples=cu_samples, backend=target.backend
+        )
+    assert logits.shape == again.shape == (6,)
+    assert loss.shape == ()
+
+
+# PyTorch's own words on vmap over its sum of segments.
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("with_loss", [False, True])
+def test_transforms_of_torch_func_are_torchs_and_triton_asked_for_by_name_refuses(
+    with_loss, target
+):
+    hidden, *weights = make_inputs(24, target.device)
+    cu_frames = torch.tensor(UNIFORM[1], device=target.device)
+    labels = torch.arange(6, device=target.device) % 2
+
+    def score(hidden, backend):
+        if with_loss:
+            return frame_score_loss(hidden, *weights, cu_frames, labels, backend=backend)[0]
+        return frame_score(hidden, *weights, cu_frames, backend=backend).sum()
+
+    leaf = hidden.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(score(leaf, "torch"), leaf)
+    for backend in ("auto", "torch"):
+        got = torch.func.grad(score)(hidden, backend)
+        torch.testing.assert_close(got, expected)
+    batch = torch.stack([hidden, hidden * 2])
+    got = torch.func.vmap(lambda h: score(h, "auto"))(batch)
+    torch.testing.assert_close(got, torch.stack([score(h, "torch") for h in batch]))
+    if target.backend == "triton":
+        message = "backend 'triton' does not take the transforms of torch.func; backend 'torch'"
+        with pytest.raises(ValueError, match=message):
+            torch.func.grad(score)(hidden, "triton")
+        with pytest.raises(ValueError, match=message):
+            torch.func.vmap(lambda h: score(h, "triton"))(batch)
+
+
+def test_a_graph_can_be_walked_twice_but_not_differentiated_twice(target):
+    num_rows, cu_frames = UNIFORM[0], torch.tensor(UNIFORM[1], device=target.device)
+    leaves = [t.requires_grad_() for t in make_inputs(num_rows, target.device)]
+    logits = frame_score(*leaves, cu_frames, backend=target.backend)
     first = torch.autograd.grad(logits.sum(), leaves, retain_graph=True)
     second = torch.autograd.grad(logits.sum(), leaves, create_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    with pytest.raises(RuntimeError, match="no second derivative"):
+    refused = {
+        "triton": "frame_score has no second derivative, on any backend",
+        "torch": "derivative for aten::_segment_reduce_backward is not implemented",
+    }
+    with pytest.raises(RuntimeError, match=refused[target.backend]):
         second[0].sum().backward()
 
 

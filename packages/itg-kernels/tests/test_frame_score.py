@@ -11,10 +11,10 @@ from itg_kernels import (
 EPS = 1e-6
 
 
-def literal_logits(hidden, norm_weight, head_weight, head_bias, spans, residual=None):
+def literal_logits(hidden, norm_weight, head_weight, head_bias, spans, residual=None, eps=EPS):
     """The network's own order of operations: norm, mean over the frame's tokens, linear."""
     x = hidden if residual is None else hidden + residual
-    normed = norm_weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS))
+    normed = norm_weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps))
     means = [
         normed[start:end].mean(0) if end > start else torch.zeros_like(normed[0])
         for start, end in spans
@@ -75,6 +75,23 @@ def test_logits_are_those_of_norm_then_mean_then_linear(name, width, target):
     assert worst(logits, truth) <= 2e-6
 
 
+def test_small_rows_are_damped_by_a_large_epsilon_and_so_are_their_gradients(target):
+    num_rows, cu_frames = layout("uniform", target.device)
+    hidden, *weights = make_inputs(num_rows, 64, device=target.device)
+    inputs = [hidden * 1e-3, *weights]
+    leaves = [t.requires_grad_() for t in inputs]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    logits = frame_score(*leaves, cu_frames, eps=1e-2, backend=target.backend)
+    truth = literal_logits(*exact, spans_of(cu_frames), eps=1e-2)
+    assert worst(logits, truth) <= 1e-7
+    undamped = literal_logits(*exact, spans_of(cu_frames))
+    assert (undamped - truth).abs().max() > 0.1
+    grads = torch.autograd.grad(logits.sum(), leaves)
+    wanted = torch.autograd.grad(truth.sum(), exact)
+    for got, expected in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ["uniform", "packed-with-text-between"])
 def test_logits_err_at_most_twice_as_much_as_torch(name, dtype, target):
@@ -88,6 +105,35 @@ def test_logits_err_at_most_twice_as_much_as_torch(name, dtype, target):
     assert worst(logits, truth) <= 2 * worst(by_torch, truth) + 1e-6
     # Sixteen-bit input costs nothing once it is there: the error stays that of float32 sums.
     assert worst(logits, truth) <= 4e-6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "residual_dtype"),
+    [
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float16),
+        (torch.bfloat16, torch.float16),
+    ],
+    ids=str,
+)
+def test_hidden_and_residual_get_their_gradients_in_their_own_precision(
+    dtype, residual_dtype, target
+):
+    num_rows, cu_frames = layout("uniform", target.device)
+    hidden, *weights = make_inputs(num_rows, 64, device=target.device)
+    rows = [hidden.to(dtype), torch.randn_like(hidden).to(residual_dtype)]
+
+    def run(backend, rows):
+        leaves = [t.detach().clone().requires_grad_() for t in rows]
+        logits = frame_score(leaves[0], *weights, cu_frames, residual=leaves[1], backend=backend)
+        # As small as gradients are where nobody scales the loss: below what float16 holds.
+        return torch.autograd.grad(logits.sum() * 1e-7, leaves)
+
+    truths = run("torch", [t.double() for t in rows])
+    for got, given, truth in zip(run(target.backend, rows), rows, truths, strict=True):
+        assert got.dtype == given.dtype
+        tolerance = {torch.float32: 1e-12, torch.bfloat16: 1e-9, torch.float16: 6e-8}[given.dtype]
+        torch.testing.assert_close(got.double(), truth, atol=tolerance, rtol=0)
 
 
 def gradients(score, inputs, residual, grad_logits):
@@ -122,18 +168,52 @@ def test_gradients_err_at_most_twice_as_much_as_torch(name, dtype, target):
         assert worst(values, truth) <= allowed + 1e-6
 
 
-def test_text_rows_get_a_gradient_of_zero_even_where_they_are_not_finite(triton_target):
-    num_rows, cu_frames = layout("packed-with-text-between", triton_target.device)
-    hidden, *weights = make_inputs(num_rows, 64, device=triton_target.device)
-    in_frame = torch.zeros(num_rows, dtype=torch.bool, device=triton_target.device)
+@pytest.mark.parametrize("eps", [EPS, 0.0])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["packed-with-text-between", "ragged-with-text-around"])
+def test_text_rows_get_a_gradient_of_zero_even_where_they_are_not_finite(name, bad, eps, target):
+    num_rows, cu_frames = layout(name, target.device)
+    hidden, *weights = make_inputs(num_rows, 64, device=target.device)
+    in_frame = torch.zeros(num_rows, dtype=torch.bool, device=target.device)
     for start, end in spans_of(cu_frames):
         in_frame[start:end] = True
-    hidden[~in_frame] = torch.nan
+    residual = torch.randn_like(hidden)
+    hidden[~in_frame] = bad
+    residual[~in_frame] = bad
     leaves = [t.requires_grad_() for t in (hidden, *weights)]
-    frame_score(*leaves, cu_frames, backend=triton_target.backend).sum().backward()
-    assert (hidden.grad[~in_frame] == 0).all()
-    assert (hidden.grad[in_frame] != 0).any(1).all()
-    assert all(t.grad.isfinite().all() for t in leaves)
+    residual.requires_grad_()
+    logits = frame_score(*leaves, cu_frames, residual=residual, eps=eps, backend=target.backend)
+    logits.sum().backward()
+    for rows in (hidden, residual):
+        assert (rows.grad[~in_frame] == 0).all()
+        assert (rows.grad[in_frame] != 0).any(1).all()
+    assert all(t.grad.isfinite().all() for t in (*leaves, residual))
+
+
+def test_rows_beyond_every_frame_change_nothing_where_all_frames_are_empty(target):
+    hidden, *weights = make_inputs(4, 64, device=target.device)
+    leaves = [t.requires_grad_() for t in (hidden * torch.nan, *weights)]
+    cu_frames = torch.tensor([2, 2, 2], device=target.device)
+    logits = frame_score(*leaves, cu_frames, backend=target.backend)
+    assert torch.equal(logits, weights[2].expand(2))
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(logits.sum(), leaves))
+
+
+@pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16])
+def test_autocast_lowers_nothing(lowered, target):
+    num_rows, cu_frames = layout("uniform", target.device)
+    inputs = make_inputs(num_rows, 256, device=target.device)
+    labels = torch.arange(6, device=target.device) % 2
+
+    def run():
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        loss, logits = frame_score_loss(*leaves, cu_frames, labels, backend=target.backend)
+        return loss, logits, *torch.autograd.grad(loss, leaves)
+
+    plain = run()
+    with torch.autocast(target.device, dtype=lowered):
+        under_autocast = run()
+    assert all(torch.equal(a, b) for a, b in zip(under_autocast, plain, strict=True))
 
 
 def test_no_frames_give_gradients_of_zero(target):
@@ -206,6 +286,23 @@ def test_the_fused_loss_and_its_gradients_are_those_of_score_then_loss(name, per
     got = run(fused=True, backend=target.backend, dtype=torch.float32)
     for values, truth in zip(got, truths, strict=True):
         torch.testing.assert_close(values.double(), truth, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("max_pos_weight", [5.0, 2.0])
+def test_a_rare_frame_weighs_no_more_than_the_cap_in_the_fused_loss(max_pos_weight, target):
+    # One relevant frame among 100 would weigh sqrt(99), nearly 10.
+    inputs = make_inputs(100, 16, device=target.device)
+    cu_frames = torch.arange(101, device=target.device)
+    labels = (torch.arange(100, device=target.device) == 42).float()
+    loss, logits = frame_score_loss(
+        *inputs, cu_frames, labels, max_pos_weight=max_pos_weight, backend=target.backend
+    )
+    truth = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits.double(),
+        labels.double(),
+        pos_weight=torch.tensor(max_pos_weight, dtype=torch.float64, device=target.device),
+    )
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=0)
 
 
 def test_an_all_positive_batch_learns_through_the_fused_loss(target):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from itg_kernels import frame_bce_loss
+from itg_kernels import frame_bce_loss, frame_score_loss
 
 # What the reference implementation computed for logits evenly spaced over -2..2, positives first.
 REFERENCE_CASES = [
@@ -69,3 +69,14 @@ def test_sample_boundaries_must_cover_the_frames(bounds):
         frame_bce_loss(
             torch.zeros(4), torch.zeros(4), cu_samples=torch.tensor(bounds, dtype=torch.int64)
         )
+
+
+@pytest.mark.parametrize("name", ["labels", "cu_samples"])
+def test_labels_and_samples_on_another_device_are_named(name):
+    arguments = {"labels": torch.zeros(4), "cu_samples": torch.tensor([0, 4])}
+    arguments[name] = arguments[name].to("meta")
+    with pytest.raises(ValueError, match=f"{name} must be on cpu as logits, got meta"):
+        frame_bce_loss(torch.zeros(4), **arguments)
+    inputs = torch.zeros(4, 8), torch.ones(8), torch.ones(8), torch.zeros(()), torch.arange(5)
+    with pytest.raises(ValueError, match=f"{name} must be on cpu as hidden, got meta"):
+        frame_score_loss(*inputs, **arguments)

@@ -106,6 +106,35 @@ def test_rounding_to_eight_bits_keeps_three_bits_of_every_row():
     assert values.float().abs().amax(1).tolist() == [448.0] * 5 + [0.0]
 
 
+# Triton's interpreter computes with NumPy, which warns of what is asked for here.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", [0, 70, 79])
+@pytest.mark.parametrize("op", ["plain", "norm", "layer norm", "gate", "gelu"])
+def test_a_number_that_is_none_shows_in_the_scale_and_in_eight_bits(op, place, bad, target):
+    # 80 columns are kept as 64 and 16: each part must tell
+    x = torch.randn(3, 160 if op == "gate" else 80, device=target.device)
+    x[1, place] = bad
+    weight = torch.ones(80, device=target.device)
+    run = {
+        "plain": lambda rows, backend: quantise_rows(rows, backend=backend),
+        "norm": lambda rows, backend: norm_rows(rows, weight, fp8=True, backend=backend),
+        "layer norm": lambda rows, backend: norm_rows(
+            rows, weight, weight, fp8=True, backend=backend
+        ),
+        "gate": lambda rows, backend: silu_gate_rows(rows, fp8=True, backend=backend),
+        "gelu": lambda rows, backend: gelu_rows(rows, fp8=True, backend=backend),
+    }[op]
+    values, scales = run(x.clone(), target.backend)
+    wanted, wanted_scales = run(x.clone(), "torch")
+    assert scales.isfinite().flatten().tolist() == [True, False, True]
+    assert torch.equal(scales.isnan(), wanted_scales.isnan())
+    # Triton's interpreter knows no NaN in 8 bits.
+    if not target.tiny:
+        assert torch.equal(values.float().isnan(), wanted.float().isnan())
+    assert (values.float() * scales)[1].isnan().any()
+
+
 def test_arguments_that_do_not_fit_are_errors():
     x = torch.zeros(2, 8)
     with pytest.raises(ValueError, match=r"weight must be \[8\], got \[7\]"):

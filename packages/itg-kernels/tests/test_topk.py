@@ -98,6 +98,34 @@ def test_lengths_keep_padding_out_and_short_rows_are_padded_with_minus_one(targe
     check(*got, expected, 9)
 
 
+@pytest.mark.parametrize("min_gap", [None, 2])
+def test_lengths_beyond_the_frames_take_them_all_and_below_none_take_nothing(min_gap, target):
+    scores = torch.randn(6, 20)
+    lengths = torch.tensor([20, 21, 2**32, 2**63 - 1, -1, -(2**32) + 5], device=target.device)
+    expected = [greedy_truth(row, 30, range(20), min_gap or 0) for row in scores[:4].tolist()]
+    got = topk_chronological(
+        scores.to(target.device), 30, lengths=lengths, min_gap=min_gap, backend=target.backend
+    )
+    check(*got, [*expected, [], []], 30)
+
+
+@pytest.mark.parametrize("min_gap", [None, 2])
+@pytest.mark.parametrize("layout", ["column", "expanded"])
+def test_lengths_that_do_not_lie_side_by_side_are_read_as_they_are(layout, min_gap, target):
+    scores = torch.randn(3, 20)
+    lengths = torch.tensor([[9, 20], [8, 3], [7, 0]])[:, 1]
+    if layout == "expanded":
+        lengths = torch.tensor(4).expand(3)
+    assert not lengths.is_contiguous()
+    expected = [
+        greedy_truth(row[:n], 9, range(20), min_gap or 0)
+        for row, n in zip(scores.tolist(), lengths.tolist(), strict=True)
+    ]
+    scores, lengths = scores.to(target.device), lengths.to(target.device)
+    got = topk_chronological(scores, 9, lengths=lengths, min_gap=min_gap, backend=target.backend)
+    check(*got, expected, 9)
+
+
 def test_a_mask_keeps_frames_out_even_where_they_score_best(target):
     scores = torch.randn(3, 30)
     valid = torch.rand(3, 30) < 0.4
@@ -164,7 +192,9 @@ def test_rows_longer_than_a_block_are_exact_too(kind, triton_target):
 
     scores = rows_of(kind, 2, 150)
     expected = [sort_truth(row, 40) for row in scores.tolist()]
-    check(*topk(scores.to(triton_target.device), 40, None, None, max_block_t=64), expected, 40)
+    for beyond in (None, torch.tensor([150, 2**40], device=triton_target.device)):
+        got = topk(scores.to(triton_target.device), 40, None, beyond, max_block_t=64)
+        check(*got, expected, 40)
 
 
 @pytest.mark.gpu
@@ -207,6 +237,26 @@ def test_strided_scores_and_times_are_read_where_they_lie(target):
     check(*plain, [sort_truth(row, 7) for row in scores.t().tolist()], 7)
 
 
+def test_times_further_apart_than_two_to_the_31_are_read_where_they_lie(target, tmp_path):
+    num_frames, stride = 2049, 2**20
+    size = num_frames * stride
+    if target.device == "cpu":
+        # A file full of holes takes memory and disk only where it is written.
+        room = torch.from_file(str(tmp_path / "times"), True, size, dtype=torch.float64)
+    elif torch.cuda.mem_get_info()[0] < 20e9:
+        pytest.skip("needs 17 GB of a GPU's memory")
+    else:
+        room = torch.zeros(size, dtype=torch.float64, device=target.device)
+    times = room[::stride]
+    times.copy_(torch.arange(num_frames))
+    scores = torch.zeros(num_frames)
+    scores[[7, 2046, 2047, 2048]] = torch.tensor([3.0, 4.0, 5.0, 6.0])
+    indices, _ = topk_chronological(
+        scores.to(target.device), 3, min_gap=2, times_s=times, backend=target.backend
+    )
+    assert indices.tolist() == [7, 2046, 2048]
+
+
 def test_a_gap_is_compared_in_float64(target):
     # The float32 neighbour of 0.1 lies above it: rounded, the gap would drop the second frame.
     times = torch.tensor([0.0, 0.1], dtype=torch.float64, device=target.device)
@@ -224,7 +274,22 @@ def test_a_gap_is_compared_in_float64(target):
             {"scores": torch.zeros(4, dtype=torch.float64), "min_gap": 1.0},
             "scores must be .* got float64",
         ),
-        ({"lengths": torch.zeros(3)}, "lengths must hold B=1 values"),
+        ({"lengths": torch.zeros(3).int()}, r"lengths must hold B=1 integers, got int32 \[3\]"),
+        ({"lengths": torch.tensor(2.5)}, r"lengths must hold B=1 integers, got float32 \[\]"),
+        ({"lengths": torch.tensor(True)}, "lengths must hold B=1 integers, got bool"),
+        ({"lengths": 3}, "lengths must be a tensor of B=1 integers, got 3"),
+        (
+            {"lengths": torch.tensor(3, device="meta")},
+            "lengths must be on cpu as scores, got meta",
+        ),
+        (
+            {"valid": torch.ones(4, dtype=torch.bool, device="meta")},
+            "valid must be on cpu as scores, got meta",
+        ),
+        (
+            {"min_gap": 1.0, "times_s": torch.zeros(4, device="meta")},
+            "times_s must be on cpu as scores, got meta",
+        ),
         ({"valid": torch.zeros(4)}, "valid must be bool"),
         ({"min_gap": -1.0}, "min_gap must be >= 0, got -1.0"),
         ({"min_gap": math.nan}, "min_gap must be >= 0, got nan"),

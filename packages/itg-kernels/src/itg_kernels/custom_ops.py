@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from itg_kernels.launch import stream_dtype
+
 _DEVICES = ("cuda", "cpu")
 _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
@@ -46,22 +48,36 @@ torch.library.define(
 )
 
 
+def _readable(hidden: Tensor, residual: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+    """Rows may be strided, everything else must lie side by side; what does not is copied.
+
+    Here and not in `ops`: whoever calls an operator directly gets no wrong numbers either.
+    """
+    return (
+        hidden if hidden.stride(1) == 1 else hidden.contiguous(),
+        residual if residual is None or residual.stride(1) == 1 else residual.contiguous(),
+        *(None if other is None else other.contiguous() for other in others),
+    )
+
+
 def _frame_score(*args: Any) -> tuple[Tensor, ...]:
     from itg_kernels.score_forward import score_forward
 
-    return score_forward(*args)
+    return score_forward(*_readable(*args[:6]), *args[6:])
 
 
 def _frame_score_loss(*args: Any) -> tuple[Tensor, ...]:
     from itg_kernels.score_loss import loss_forward
 
-    return loss_forward(*args)
+    return loss_forward(*_readable(*args[:8]), *args[8:])
 
 
-def _frame_score_backward(*args: Any) -> tuple[Tensor, ...]:
+def _frame_score_backward(
+    grad_logits: Tensor, grad_scale: Tensor | None, *saved: Any
+) -> tuple[Tensor, ...]:
     from itg_kernels.score_backward import score_backward
 
-    return score_backward(*args)
+    return score_backward(grad_logits.contiguous(), grad_scale, *_readable(*saved))
 
 
 def _topk_chronological(*args: Any) -> tuple[Tensor, ...]:
@@ -110,7 +126,7 @@ def _(hidden, residual, norm_weight, head_weight, head_bias, cu_frames, labels, 
 @torch.library.register_fake("itg_kernels::frame_score_backward")
 def _(grad_logits, grad_scale, hidden, residual, norm_weight, head_weight, head_bias, saved):
     return (
-        hidden.new_empty(hidden.shape),
+        hidden.new_empty(hidden.shape, dtype=stream_dtype(hidden, residual)),
         torch.empty_like(norm_weight),
         torch.empty_like(head_weight),
         torch.empty_like(head_bias),
@@ -177,16 +193,16 @@ def _gradients(
     # With create_graph=True, the operator is what remembers that it cannot go on.
     watched = torch.is_grad_enabled() or is_watched(grad_logits, grad_scale, *saved)
     backward = torch.ops.itg_kernels.frame_score_backward if watched else _frame_score_backward
-    grad_hidden, *grad_weights = backward(grad_logits.contiguous(), grad_scale, *saved)
-    residual = saved[1]
+    grad_hidden, *grad_weights = backward(grad_logits, grad_scale, *saved)
+    hidden, residual, *_ = saved
+    assert hidden is not None
     grad_residual = None if residual is None else grad_hidden.to(residual.dtype)
-    return grad_hidden, grad_residual, *grad_weights
+    return grad_hidden.to(hidden.dtype), grad_residual, *grad_weights
 
 
 def _no_second_derivative(*_: Any) -> None:
-    raise RuntimeError(
-        "backend 'triton' has no second derivative of frame_score; backend 'torch' has one"
-    )
+    # Nor has the torch backend: PyTorch sums segments without one.
+    raise RuntimeError("frame_score has no second derivative, on any backend")
 
 
 torch.library.register_autograd("itg_kernels::frame_score_backward", _no_second_derivative)
@@ -220,6 +236,11 @@ class _Loss(torch.autograd.Function):
         return output[0], output[1]
 
     backward = staticmethod(_loss_gradients)
+
+
+def is_transformed() -> bool:
+    """Whether torch.func transforms the call: it knows nothing of what stands behind operators."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def is_watched(*tensors: Tensor | None) -> bool:

@@ -67,6 +67,13 @@ def num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def stream_dtype(hidden: Tensor, residual: Tensor | None) -> torch.dtype:
+    """The type of the one gradient that serves both: the wider one's, or what holds either's."""
+    if residual is None or residual.dtype == hidden.dtype:
+        return hidden.dtype
+    return torch.promote_types(hidden.dtype, residual.dtype)
+
+
 def cdiv(a: int, b: int) -> int:
     """Ceiling of a / b."""
     return -(-a // b)

@@ -21,14 +21,15 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The longest row that the spaced kernel holds, `topk.MAX_SPACED_T`, known without Triton.
 _MAX_SPACED_T = 32768
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def resolve_backend(backend: Backend, device: torch.device | str) -> str:
     """The backend that a call with `backend` uses for tensors on `device`: "torch" or "triton".
 
     "auto" is "triton" on NVIDIA GPUs of compute capability 8.0 and above where Triton is
-    installed, else "torch". Two inputs that no kernel takes also make "auto" choose "torch":
-    float64, and `min_gap` on more than 32768 frames.
+    installed, else "torch". What no kernel takes also makes "auto" choose "torch": float64,
+    `min_gap` on more than 32768 frames, and scores or their loss under torch.func's transforms.
 
     Raises:
         ValueError: if the backend is unknown, or was asked for by name and cannot run there.
@@ -91,15 +92,15 @@ def frame_score(
         float32 [F] (float64 for float64 input), differentiable in all tensors but `cu_frames`.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit together, or, on the CPU, if a span lies outside
-            the rows, is reversed, or overlaps the one before it.
+        ValueError: if shapes, dtypes or devices do not fit together, or, on the CPU, if a span lies
+            outside the rows, is reversed, or overlaps the one before it.
     """
     _check_score_inputs(hidden, norm_weight, head_weight, head_bias, cu_frames, residual)
-    if _resolve_for(backend, hidden, hidden.dtype != torch.float64, "float64") == "torch":
+    if _resolve_for(backend, hidden, _score_obstacle(hidden)) == "torch":
         return reference.frame_scores(
             hidden, norm_weight, head_weight, head_bias, cu_frames, residual=residual, eps=eps
         )
-    inputs = _kernel_inputs(hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
+    inputs = (hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
     return custom_ops.frame_score(*inputs, float(eps), _needs_gradient(*inputs))
 
 
@@ -130,6 +131,7 @@ def frame_bce_loss(
     Returns:
         float32 scalar (float64 for float64 logits); 0 for no frames at all.
     """
+    _check_devices("logits", logits, labels=labels, cu_samples=cu_samples)
     _check_loss_inputs(logits.shape[0], labels, cu_samples)
     return reference.frame_bce_loss(
         logits,
@@ -162,11 +164,10 @@ def frame_score_loss(
     """
     _check_score_inputs(hidden, norm_weight, head_weight, head_bias, cu_frames, residual)
     num_frames = cu_frames.shape[0] - (1 if cu_frames.dim() == 1 else 0)
+    _check_devices("hidden", hidden, labels=labels, cu_samples=cu_samples)
     _check_loss_inputs(num_frames, labels, cu_samples)
-    if _resolve_for(backend, hidden, hidden.dtype != torch.float64, "float64") == "triton":
-        inputs = _kernel_inputs(hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
-        labels = labels.contiguous()
-        cu_samples = None if cu_samples is None else cu_samples.contiguous()
+    if _resolve_for(backend, hidden, _score_obstacle(hidden)) == "triton":
+        inputs = (hidden, residual, norm_weight, head_weight, head_bias, cu_frames)
         return custom_ops.frame_score_loss(
             *inputs, labels, cu_samples, max_pos_weight, min_negatives, float(eps),
             _needs_gradient(*inputs),
@@ -203,8 +204,9 @@ def topk_chronological(
         scores: [B, T] or [T], float32, float16 or bfloat16; float64 without `min_gap`, on torch.
         k: At least 1; may exceed T.
         valid: [B, T] or [T] bool; False marks frames that must not be chosen.
-        lengths: [B] (or a scalar for 1-D scores); frames from there on must not be chosen. At most
-            one of `valid` and `lengths` is given.
+        lengths: [B] integers (or a scalar for 1-D scores); frames from there on must not be chosen,
+            and a length beyond T or below 0 counts as T or 0. At most one of `valid` and `lengths`
+            is given.
         min_gap: Take the best frame, drop all frames nearer to it than this, and go on; fewer than
             k frames may come back. Counted in frames, or in seconds where `times_s` is given.
         times_s: [B, T] or [T], the frames' times; compared in float64.
@@ -215,16 +217,13 @@ def topk_chronological(
         give [k] and a scalar.
 
     Raises:
-        ValueError: if an argument is out of range or shapes do not fit together.
+        ValueError: if an argument is out of range, or shapes, types or devices do not fit together.
     """
     _check_topk_inputs(scores, k, valid, lengths, min_gap, times_s)
-    fits, what = scores.dtype != torch.float64, "float64"
-    if min_gap is not None:
-        fits, what = (
-            scores.shape[-1] <= _MAX_SPACED_T,
-            f"min_gap on more than {_MAX_SPACED_T} frames",
-        )
-    resolved = _resolve_for(backend, scores, fits, what)
+    obstacle = "float64" if scores.dtype == torch.float64 else None
+    if min_gap is not None and scores.shape[-1] > _MAX_SPACED_T:
+        obstacle = f"min_gap on more than {_MAX_SPACED_T} frames"
+    resolved = _resolve_for(backend, scores, obstacle)
     choose = _topk_triton if resolved == "triton" else _topk_torch
     rows = (scores if scores.dim() == 2 else scores[None]).detach()
     valid = None if valid is None else valid.reshape(rows.shape)
@@ -266,33 +265,20 @@ def _topk_torch(
     return reference.topk_spaced(rows, k, valid, times, min_gap)
 
 
-def _resolve_for(backend: Backend, tensor: Tensor, fits: bool, what: str) -> str:
+def _score_obstacle(hidden: Tensor) -> str | None:
+    if custom_ops.is_transformed():
+        return "the transforms of torch.func"
+    return "float64" if hidden.dtype == torch.float64 else None
+
+
+def _resolve_for(backend: Backend, tensor: Tensor, obstacle: str | None) -> str:
     """`resolve_backend`, and what the kernels do not take goes to torch unless they were named."""
     resolved = resolve_backend(backend, tensor.device)
-    if resolved == "triton" and not fits:
+    if resolved == "triton" and obstacle:
         if backend == "triton":
-            raise ValueError(f"backend 'triton' does not take {what}")
+            raise ValueError(f"backend 'triton' does not take {obstacle}; backend 'torch' does")
         return "torch"
     return resolved
-
-
-def _kernel_inputs(
-    hidden: Tensor,
-    residual: Tensor | None,
-    norm_weight: Tensor,
-    head_weight: Tensor,
-    head_bias: Tensor,
-    cu_frames: Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    """Rows may be strided, everything else must lie side by side; what does not is copied."""
-    return (
-        hidden if hidden.stride(1) == 1 else hidden.contiguous(),
-        residual if residual is None or residual.stride(1) == 1 else residual.contiguous(),
-        norm_weight.contiguous(),
-        head_weight.contiguous(),
-        head_bias,
-        cu_frames.contiguous(),
-    )
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
@@ -325,17 +311,17 @@ def _check_score_inputs(
         raise ValueError(
             f"cu_frames must be int32 or int64, [F+1] or [F, 2], got {_describe(cu_frames)}"
         )
-    for name, tensor in (
-        ("norm_weight", norm_weight),
-        ("head_weight", head_weight),
-        ("head_bias", head_bias),
-        ("cu_frames", cu_frames),
-        ("residual", residual),
-    ):
-        if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"{name} must be on {hidden.device} as hidden, got {tensor.device}")
-    if cu_frames.device.type == "cpu" and not torch.compiler.is_compiling():
+    _check_devices(
+        "hidden", hidden, norm_weight=norm_weight, head_weight=head_weight, head_bias=head_bias,
+        cu_frames=cu_frames, residual=residual,
+    )  # fmt: skip
+    if _can_look_at(cu_frames):
         _check_spans(cu_frames, hidden.shape[0])
+
+
+def _can_look_at(tensor: Tensor) -> bool:
+    """Whether the values are there, without waiting for a device; a traced tensor has none."""
+    return tensor.device.type == "cpu" and not custom_ops.is_watched(tensor)
 
 
 def _check_spans(cu_frames: Tensor, num_rows: int) -> None:
@@ -350,6 +336,14 @@ def _check_spans(cu_frames: Tensor, num_rows: int) -> None:
         previous_end = end
 
 
+def _check_devices(name: str, first: Tensor, **others: Tensor | None) -> None:
+    for other_name, other in others.items():
+        if other is not None and other.device != first.device:
+            raise ValueError(
+                f"{other_name} must be on {first.device} as {name}, got {other.device}"
+            )
+
+
 def _check_loss_inputs(num_frames: int, labels: Tensor, cu_samples: Tensor | None) -> None:
     if labels.shape != (num_frames,):
         raise ValueError(f"labels must be [F={num_frames}], got {_describe(labels)}")
@@ -357,7 +351,7 @@ def _check_loss_inputs(num_frames: int, labels: Tensor, cu_samples: Tensor | Non
         return
     if cu_samples.dim() != 1 or cu_samples.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_samples must be int32 or int64 [B+1], got {_describe(cu_samples)}")
-    if cu_samples.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _can_look_at(cu_samples):
         bounds = cu_samples.tolist()
         if not bounds or bounds[0] != 0 or bounds[-1] != num_frames or bounds != sorted(bounds):
             raise ValueError(f"cu_samples must ascend from 0 to F={num_frames}, got {bounds}")
@@ -383,9 +377,8 @@ def _check_topk_inputs(
         raise ValueError("valid and lengths exclude each other, got both")
     if valid is not None and (valid.shape != scores.shape or valid.dtype != torch.bool):
         raise ValueError(f"valid must be bool {tuple(scores.shape)}, got {_describe(valid)}")
-    num_rows = scores.shape[0] if scores.dim() == 2 else 1
-    if lengths is not None and lengths.numel() != num_rows:
-        raise ValueError(f"lengths must hold B={num_rows} values, got {_describe(lengths)}")
+    if lengths is not None:
+        _check_lengths(lengths, scores.shape[0] if scores.dim() == 2 else 1)
     if min_gap is not None and not min_gap >= 0:
         raise ValueError(f"min_gap must be >= 0, got {min_gap}")
     if times_s is not None:
@@ -396,6 +389,14 @@ def _check_topk_inputs(
                 f"times_s must be {tuple(scores.shape)} or [T={scores.shape[-1]}], "
                 f"got {_describe(times_s)}"
             )
+    _check_devices("scores", scores, valid=valid, lengths=lengths, times_s=times_s)
+
+
+def _check_lengths(lengths: object, num_rows: int) -> None:
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"lengths must be a tensor of B={num_rows} integers, got {lengths!r}")
+    if lengths.numel() != num_rows or lengths.dtype not in _INTEGERS:
+        raise ValueError(f"lengths must hold B={num_rows} integers, got {_describe(lengths)}")
 
 
 def _describe(tensor: Tensor) -> str:

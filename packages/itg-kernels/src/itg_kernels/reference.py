@@ -32,7 +32,22 @@ def row_sums(hidden: Tensor, residual: Tensor | None, u: Tensor, eps: float) -> 
     x = hidden.to(dtype)
     if residual is not None:
         x = x + residual.to(dtype)
-    return x, torch.rsqrt(x.square().mean(-1) + eps), x @ u
+    # Not x @ u, which autocast would round to 16 bits.
+    return x, torch.rsqrt(x.square().mean(-1) + eps), (x * u).sum(-1)
+
+
+def _without_text(rows: Tensor, boundaries: Tensor) -> Tensor:
+    """Rows outside every frame as ones: what they hold meets a gradient of 0, and NaN has no zero.
+
+    Not as zeros, for without an epsilon those have no norm either.
+
+    Args:
+        rows: [S, D].
+        boundaries: [2 F], first and end row of one frame after the other, ascending.
+    """
+    row = torch.arange(rows.shape[0], device=rows.device)
+    in_frame = torch.searchsorted(boundaries, row, right=True) % 2 == 1
+    return torch.where(in_frame[:, None], rows, 1)
 
 
 def frame_scores(
@@ -51,11 +66,13 @@ def frame_scores(
     """
     dtype = accumulation_dtype(hidden.dtype)
     u = norm_weight.to(dtype) * head_weight.reshape(-1).to(dtype)
-    _, rstd, proj = row_sums(hidden, residual, u, eps)
     starts, ends = frame_spans(cu_frames)
+    boundaries = torch.stack([starts, ends], dim=1).reshape(-1).long()
+    hidden = _without_text(hidden, boundaries)
+    residual = None if residual is None else _without_text(residual, boundaries)
+    _, rstd, proj = row_sums(hidden, residual, u, eps)
     # Every span and every gap is one segment; segment_reduce sums each in order, also on GPUs,
     # where index_add would race.
-    boundaries = torch.stack([starts, ends], dim=1).reshape(-1).long()
     if boundaries.numel() == 0:
         # Empty, but still a function of its inputs, so that backward gives zeros and not None.
         return (rstd * proj)[:0] + head_bias.to(dtype).reshape(1)[:0]

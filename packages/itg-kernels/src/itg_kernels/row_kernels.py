@@ -20,14 +20,26 @@ _LONG_ROW = 8192
 
 
 @triton.jit
+def _larger(a, b):
+    """NaN where either is. Triton's own maximum takes the other one: NaN would become a number."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _peak_of(y):
+    return tl.reduce(tl.abs(y), 0, _larger)
+
+
+@triton.jit
 def _scale_of(peak):
-    return tl.maximum(peak, _TINY) / _FP8_MAX
+    return _larger(peak, _TINY) / _FP8_MAX
 
 
 @triton.jit
 def _store(out_ptr, at, y, scale, inside, FP8: tl.constexpr):
     if FP8:
-        y = tl.minimum(tl.maximum(y * (1 / scale), -_FP8_MAX), _FP8_MAX)
+        y = _larger(y * (1 / scale), -_FP8_MAX)
+        y = tl.minimum(y, _FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -60,7 +72,7 @@ def _norm_kernel(
         y += tl.load(bias_ptr + d, mask=inside, other=0.0).to(tl.float32)
     scale = 1.0
     if FP8:
-        scale = _scale_of(tl.max(tl.abs(y), axis=0))
+        scale = _scale_of(_peak_of(y))
         tl.store(scale_ptr + row, scale)
     _store(out_ptr, at, y, scale, inside, FP8)
 
@@ -114,8 +126,7 @@ def _act_fp8_kernel(
     inside, rest_inside = d < D, rest_d < D
     y = _row_part(x_ptr, start, d, D, inside, ACT, GATED)
     rest = _row_part(x_ptr, start, rest_d, D, rest_inside, ACT, GATED)
-    peak = tl.maximum(tl.max(tl.abs(y), axis=0), tl.max(tl.abs(rest), axis=0))
-    scale = _scale_of(peak)
+    scale = _scale_of(_larger(_peak_of(y), _peak_of(rest)))
     tl.store(scale_ptr + row, scale)
     _store(out_ptr, row * D + d, y, scale, inside, True)
     _store(out_ptr, row * D + rest_d, rest, scale, rest_inside, True)

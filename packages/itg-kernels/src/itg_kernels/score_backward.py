@@ -26,6 +26,7 @@ from itg_kernels.launch import (
     next_power_of_2,
     num_sms,
     on_device,
+    stream_dtype,
 )
 from itg_kernels.score_forward import load_rows, load_saved, load_u
 
@@ -145,14 +146,18 @@ def score_backward(
     saved: Tensor,
     config: BackwardConfig = BACKWARD,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of hidden (and residual), norm weight, head weight and bias.
+    """Gradients of hidden and residual, norm weight, head weight and bias.
+
+    The first is in the type of the wider of the two: of a residual in float32 beside hidden states
+    in float16, float16 would lose all that is small.
 
     `grad_scale`, a scalar, multiplies `grad_logits`: the gradient of a loss whose own gradient
     the forward pass has already left in `grad_logits`.
     """
     num_rows, width = hidden.shape
     device = hidden.device
-    grad_hidden = torch.empty((num_rows, width), dtype=hidden.dtype, device=device)
+    grad_type = stream_dtype(hidden, residual)
+    grad_hidden = torch.empty((num_rows, width), dtype=grad_type, device=device)
     grad_norm_weight = torch.empty_like(norm_weight)
     grad_head_weight = torch.empty_like(head_weight)
     grad_bias = torch.empty_like(head_bias)

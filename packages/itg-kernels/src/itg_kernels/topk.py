@@ -47,8 +47,9 @@ def _load_keys(
 def _row_length(lengths_ptr, row, num_frames, HAS_LENGTHS: tl.constexpr):
     length = num_frames
     if HAS_LENGTHS:
-        length = tl.load(lengths_ptr + row).to(tl.int32)
-        length = tl.minimum(tl.maximum(length, 0), num_frames)
+        # Held inside the row before it is narrowed: 2**32 is many frames, and not none.
+        length = tl.load(lengths_ptr + row)
+        length = tl.minimum(tl.maximum(length, 0), num_frames).to(tl.int32)
     return length
 
 
@@ -187,7 +188,7 @@ def _topk_spaced_kernel(
     )  # fmt: skip
     times_ptr += row * stride_sb
     if HAS_TIMES:
-        time = tl.load(times_ptr + t * stride_st, mask=t < num_frames, other=0.0)
+        time = tl.load(times_ptr + t.to(tl.int64) * stride_st, mask=t < num_frames, other=0.0)
     # Handed over as a float the gap would be rounded to float32.
     min_gap = tl.cast(min_gap_bits, tl.int64).to(tl.float64, bitcast=True)
     # One word orders by score and then by time, so that the maximum needs no rule for ties.
@@ -200,7 +201,7 @@ def _topk_spaced_kernel(
         pick = 0x7FFFFFFF - (best & 0x7FFFFFFF).to(tl.int32)
         chosen = tl.where(t == pick, 1, chosen)
         if HAS_TIMES:
-            near = tl.abs(time - tl.load(times_ptr + pick * stride_st)) < min_gap
+            near = tl.abs(time - tl.load(times_ptr + pick.to(tl.int64) * stride_st)) < min_gap
         else:
             near = tl.abs(t - pick).to(tl.float64) < min_gap
         order = tl.where(near | (t == pick), _DEAD, order)
@@ -241,7 +242,7 @@ def topk(
     with on_device(scores):
         kernel[(num_rows,)](
             scores, scores if valid is None else valid.view(torch.uint8),
-            scores if lengths is None else lengths, indices, counts, num_frames, k,
+            scores if lengths is None else lengths.contiguous(), indices, counts, num_frames, k,
             *scores.stride(), *((0, 0) if valid is None else valid.stride()),
             valid is not None, lengths is not None, block_t,
             num_warps=num_warps or num_warps_for(block_t),
@@ -269,7 +270,8 @@ def topk_spaced(
     with on_device(scores):
         _topk_spaced_kernel[(num_rows,)](
             scores, scores if valid is None else valid.view(torch.uint8),
-            scores if lengths is None else lengths, scores if times is None else times,
+            scores if lengths is None else lengths.contiguous(),
+            scores if times is None else times,
             indices, counts, num_frames, k, _bits_of(min_gap),
             *scores.stride(), *((0, 0) if valid is None else valid.stride()),
             *((0, 0) if times is None else times.stride()),
