@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from itg_data.annotate.desk import Annotator, AnswerStore, Desk
-from itg_data.annotate.features import NOTHING, load_features
+from itg_data.annotate.features import NOTHING, identify_features, load_features
 from itg_data.annotate.frames import Decoders, PictureConfig
 from itg_data.annotate.openai_client import OpenAIAnnotator, ServerConfig
 from itg_data.annotate.pipeline import Workshop
@@ -106,13 +106,17 @@ class RunConfig:
         return max(2 * self.num_decoders, self.concurrency // 4)
 
     def fingerprint(self, qa_sha256: str) -> str:
-        """Hashes what decides the set; not who asks, how fast, or where."""
+        """Hashes what decides the set; not who asks, how fast, or on which machines.
+
+        Of the videos it knows the folder; the shards know what lay there.
+        """
         decides = {
             "version": version("itg-data"),
             "qa": qa_sha256,
             "sampler": asdict(self.sampler),
             "pictures": asdict(self.pictures),
-            "features": self.features,
+            "features": identify_features(self.features),
+            "videos": str(self.videos.resolve()),
             "prompts": {stage: prompt_sha256(stage) for stage in STAGES},
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -173,12 +173,15 @@ class VideoPictures:
     async def close(self) -> None:
         """Stops decoding and lets go of the files."""
         self._wanted.clear()
-        if self._pass is not None:
-            await asyncio.wait([self._pass])
-        for taken in self._taken.values():
-            taken.cancel()
-        await self._close_reader()
-        self._spool.close()
+        try:
+            if self._pass is not None:
+                await asyncio.wait([self._pass])
+            for taken in self._taken.values():
+                taken.cancel()
+            await self._close_reader()
+        finally:
+            # also where a run that ends has no patience left for all that
+            self._spool.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -43,6 +43,7 @@ class QaFile:
                 raise RecordError(f"{path}:{self.num_pairs}: id {pair.id!r} is there twice")
             seen.add(digest)
             self._places.setdefault(pair.video, array("Q")).append(place)
+        self._videos = tuple(self._places)
         if not self.num_pairs:
             raise RecordError(f"{path}: holds no QA pair")
         with path.open("rb") as file:
@@ -53,9 +54,13 @@ class QaFile:
         """How many videos the pairs are about."""
         return len(self._places)
 
+    def list_videos(self, first: int = 0, last: int | None = None) -> tuple[str, ...]:
+        """Names videos `first` to `last - 1`."""
+        return self._videos[first:last]
+
     def read_jobs(self, first: int = 0, last: int | None = None) -> Iterator[VideoJob]:
         """Reads the pairs of videos `first` to `last - 1`, video by video."""
-        videos = list(self._places)[first:last]
+        videos = self.list_videos(first, last)
         with self.path.open("rb") as file:
             for video in videos:
                 pairs = (read_record_at(file, place, QaPair) for place in self._places[video])

@@ -10,9 +10,11 @@ stands for the stretch `[s, s + 1)`, and clip `c` for the seconds `c * clip_s` t
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 from itg_data.errors import RecordError
 from itg_data.records import GroundingRecord, Provenance, QuestionType, TimeSpan
@@ -184,6 +186,29 @@ class DroppedSample:
     reason: DropReason
     detail: str
     """One line for whoever wants to know more; empty where the reason says all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoStamp:
+    """What tells cheaply whether a video's file is still the one that it was."""
+
+    video: str
+    """Path relative to the folder of videos."""
+    size: int | None
+    """In bytes; None where there is no such file."""
+    mtime_ns: int | None
+    readable: bool
+    """Whether we may read it: that changes nothing else."""
+
+    @classmethod
+    def of(cls, folder: Path, video: str) -> Self:
+        """Looks at a file."""
+        path = folder / video
+        try:
+            seen, readable = path.stat(), os.access(path, os.R_OK)
+        except (OSError, ValueError):  # a name that holds a zero byte is none
+            return cls(video=video, size=None, mtime_ns=None, readable=False)
+        return cls(video=video, size=seen.st_size, mtime_ns=seen.st_mtime_ns, readable=readable)
 
 
 def spans_of_seconds(

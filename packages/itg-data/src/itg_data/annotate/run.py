@@ -9,8 +9,7 @@
         ledger.sqlite       every answer of the annotator: the cassette of the run
         shards-0123abcd/    while the run lasts: finished stretches of the file of QA pairs
 
-A shard appears whole or not at all, and holds the same stretch of pairs whoever finished first, so
-the set does not depend on timing. A run that is started again skips finished shards, and what it
+The set does not depend on timing. A run that is started again skips finished shards, and what it
 does anew it answers from the ledger. Once the set is whole the shards are gone.
 """
 
@@ -19,31 +18,26 @@ import dataclasses
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from itg_data.annotate.config import RunConfig
 from itg_data.annotate.desk import Tally
 from itg_data.annotate.ledger import Ledger
 from itg_data.annotate.local_engine import RunEngine, run_here
 from itg_data.annotate.openai_client import ServerConfig
-from itg_data.annotate.pipeline import Outcome, VideoJob
+from itg_data.annotate.pipeline import Outcome
 from itg_data.annotate.qa import QaFile
-from itg_data.annotate.records import VIDEO_FOLDER, Annotation, DroppedSample
+from itg_data.annotate.records import VIDEO_FOLDER, DroppedSample
+from itg_data.annotate.shards import Shards, remove_shards
 from itg_data.errors import ItgError
 from itg_data.files import write_atomic
-from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_data.sets.derive import write_derived
-
-VIDEOS_PER_SHARD = 32
-
-RecordT = TypeVar("RecordT")
 
 
 class RunError(ItgError):
@@ -102,24 +96,25 @@ def run(config: RunConfig, watch: Watch | None = None) -> RunState:
 
 def _run(config: RunConfig, qa: QaFile, watch: Watch) -> RunState:
     fingerprint = config.fingerprint(qa.sha256)
-    shards = _Shards(config.out / f"shards-{fingerprint[:8]}", qa)
     _link_videos(config)
     write_atomic(config.out / "config.json", _describe(config, fingerprint))
+    shards = Shards(config.out, fingerprint, qa, config.videos)
     state = RunState(num_pairs=qa.num_pairs)
     ledger = Ledger(config.out / "ledger.sqlite")
     try:
         asyncio.run(_annotate(config, shards, ledger, state, watch))
     finally:
         ledger.close()
-    shards.assemble(config.out)
+    shards.join(config.out)
+    write_derived(config.out)
+    remove_shards(config.out)  # only now: until here they are what a killed run goes on from
     return state
 
 
 async def _annotate(
-    config: RunConfig, shards: "_Shards", ledger: Ledger, state: RunState, watch: Watch
+    config: RunConfig, shards: Shards, ledger: Ledger, state: RunState, watch: Watch
 ) -> None:
-    for number in shards.finished():
-        state.count(shards.read(number))
+    state.count(shards.read_finished())
     watching = asyncio.create_task(_keep_watching(state, watch))
     results = _choose_engine(config)(config, ledger, shards.read_jobs(), state.tally)
     try:
@@ -145,68 +140,6 @@ async def _keep_watching(state: RunState, watch: Watch) -> None:
     while True:
         watch(state)
         await asyncio.sleep(0.5)
-
-
-class _Shards:
-    """Finished stretches of the file of QA pairs; stretch `n` is of 32 videos.
-
-    Each is two files; the second one to be written, `.jsonl`, says that both are whole.
-    """
-
-    def __init__(self, folder: Path, qa: QaFile) -> None:
-        self._folder = folder
-        self._qa = qa
-        self._gathered: dict[int, dict[int, tuple[Outcome, ...]]] = {}
-        folder.mkdir(exist_ok=True)
-
-    def __len__(self) -> int:
-        return -(-self._qa.num_videos // VIDEOS_PER_SHARD)
-
-    def finished(self) -> list[int]:
-        return [n for n in range(len(self)) if self._path(n, ".jsonl").exists()]
-
-    def read(self, number: int) -> Iterator[Outcome]:
-        yield from read_jsonl(self._path(number, ".jsonl"), Annotation)
-        yield from read_jsonl(self._path(number, ".dropped.jsonl"), DroppedSample)
-
-    def read_jobs(self) -> Iterator[tuple[int, VideoJob]]:
-        """Yields the videos of unfinished shards, numbered as the file names them."""
-        finished = set(self.finished())
-        for shard in range(len(self)):
-            if shard not in finished:
-                first = shard * VIDEOS_PER_SHARD
-                jobs = self._qa.read_jobs(first, first + VIDEOS_PER_SHARD)
-                yield from enumerate(jobs, start=first)
-
-    def put(self, number: int, outcomes: tuple[Outcome, ...]) -> None:
-        """Takes a video's result; writes the shard that it was the last one of."""
-        shard = number // VIDEOS_PER_SHARD
-        gathered = self._gathered.setdefault(shard, {})
-        gathered[number] = outcomes
-        first = shard * VIDEOS_PER_SHARD
-        if len(gathered) < min(VIDEOS_PER_SHARD, self._qa.num_videos - first):
-            return
-        of_shard = [outcome for number in sorted(gathered) for outcome in gathered[number]]
-        dropped = [outcome for outcome in of_shard if isinstance(outcome, DroppedSample)]
-        made = [outcome for outcome in of_shard if isinstance(outcome, Annotation)]
-        write_jsonl(self._path(shard, ".dropped.jsonl"), dropped)
-        write_jsonl(self._path(shard, ".jsonl"), made)
-        del self._gathered[shard]
-
-    def assemble(self, out: Path) -> None:
-        """Joins the shards and writes what follows from them; only then they may go."""
-        write_jsonl(out / "dropped.jsonl", self._read_all(".dropped.jsonl", DroppedSample))
-        write_jsonl(out / "annotations.jsonl", self._read_all(".jsonl", Annotation))
-        write_derived(out)
-        for folder in out.glob("shards-*"):
-            shutil.rmtree(folder)
-
-    def _read_all(self, suffix: str, record_type: type[RecordT]) -> Iterator[RecordT]:
-        for number in range(len(self)):
-            yield from read_jsonl(self._path(number, suffix), record_type)
-
-    def _path(self, number: int, suffix: str) -> Path:
-        return self._folder / f"{number:06d}{suffix}"
 
 
 @contextmanager
