@@ -97,6 +97,10 @@ class Annotate:
     usd_per_million_completion_tokens: float = 0.0
     """For the cost shown and estimated."""
 
+    retry_rejected: bool = False
+    """Ask again what the server rejected in an earlier run, say because its context was too short;
+    what failed otherwise is asked again anyway."""
+
     engine: Literal["local", "ray"] = "local"
     """This machine, or a Ray cluster whose machines all see the videos. Needs itg-data[ray]."""
 
@@ -163,6 +167,7 @@ class Annotate:
                 usd_per_million_completion_tokens=self.usd_per_million_completion_tokens,
             ),
             engine=self.engine,
+            retry_rejected=self.retry_rejected,
             ray_address=self.ray_address,
             **({} if self.num_decoders is None else {"num_decoders": self.num_decoders}),
         )

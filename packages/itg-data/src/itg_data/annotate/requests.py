@@ -17,7 +17,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from itg_data.annotate.records import require_whole_characters
+from itg_data.annotate.records import DropReason, require_whole_characters
 from itg_data.errors import ItgError
 from itg_data.jsonl import parse_json
 from itg_data.records import parse_fields
@@ -120,6 +120,18 @@ class Answer:
     completion_tokens: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """That a request got no answer; kept like one, so that a replay meets it too."""
+
+    reason: DropReason
+    detail: str
+    """One line."""
+    prompt_tokens: int = 0
+    """Paid for all the same."""
+    completion_tokens: int = 0
+
+
 class AnnotatorError(ItgError):
     """No answers can be had: the server is gone, the key is wrong, a cassette lacks the request."""
 
@@ -128,8 +140,19 @@ class MissingExtraError(AnnotatorError, ModuleNotFoundError):
     """A package is missing that an extra of itg-data brings."""
 
 
-class RejectedError(Exception):
-    """The server finds fault with one request; others may fare better."""
+class NoAnswerError(Exception):
+    """There is no answer to one request; others may fare better."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+class RejectedError(NoAnswerError):
+    """The server finds fault with one request."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Failure(reason="rejected_by_server", detail=detail))
 
 
 @lru_cache

@@ -98,9 +98,9 @@ def _run(config: RunConfig, qa: QaFile, watch: Watch) -> RunState:
     fingerprint = config.fingerprint(qa.sha256)
     _link_videos(config)
     write_atomic(config.out / "config.json", _describe(config, fingerprint))
-    shards = Shards(config.out, fingerprint, qa, config.videos)
+    shards = Shards(config.out, fingerprint, qa, config.videos, config.retried)
     state = RunState(num_pairs=qa.num_pairs)
-    ledger = Ledger(config.out / "ledger.sqlite")
+    ledger = Ledger(config.out / "ledger.sqlite", retried=config.retried)
     try:
         asyncio.run(_annotate(config, shards, ledger, state, watch))
     finally:
@@ -171,5 +171,6 @@ def _describe(config: RunConfig, fingerprint: str) -> str:
     described: dict[str, Any] = dataclasses.asdict(config)
     if isinstance(config.annotator, ServerConfig):
         del described["annotator"]["api_key"]
+        described["annotator"]["base_url"] = config.annotator.address
     described["fingerprint"] = fingerprint
     return json.dumps(described, indent=2, default=str) + "\n"

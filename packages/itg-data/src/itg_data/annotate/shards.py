@@ -12,14 +12,14 @@ its shard made anew.
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from itg_data.annotate.pipeline import Outcome, VideoJob
 from itg_data.annotate.qa import QaFile
-from itg_data.annotate.records import Annotation, DroppedSample, VideoStamp
+from itg_data.annotate.records import Annotation, DroppedSample, DropReason, VideoStamp
 from itg_data.errors import ItgError
 from itg_data.jsonl import read_jsonl, write_jsonl
 
@@ -50,12 +50,21 @@ class Shards:
         fingerprint: Of all that decides the set; runs that differ share no shard.
         qa: The pairs.
         videos: Folder of the videos.
+        retried: Reasons for which a pair was dropped that are worth another try.
     """
 
-    def __init__(self, out: Path, fingerprint: str, qa: QaFile, videos: Path) -> None:
+    def __init__(
+        self,
+        out: Path,
+        fingerprint: str,
+        qa: QaFile,
+        videos: Path,
+        retried: Collection[DropReason] = (),
+    ) -> None:
         self._folder = out / f"shards-{fingerprint[:8]}"
         self._qa = qa
         self._videos = videos
+        self._retried = retried
         self._under_way: dict[int, _Stretch] = {}
         self._folder.mkdir(exist_ok=True)
         self._finished = frozenset(n for n in range(len(self)) if self._holds(n))
@@ -118,8 +127,11 @@ class Shards:
         write_jsonl(out / "annotations.jsonl", self._read_all(".jsonl", Annotation))
 
     def _holds(self, number: int) -> bool:
-        """Whether a shard is whole and its videos are as they were."""
+        """Whether a shard is whole, its videos are as they were, and no pair wants another try."""
         if not self._path(number, ".jsonl").exists():
+            return False
+        dropped = read_jsonl(self._path(number, ".dropped.jsonl"), DroppedSample)
+        if any(drop.reason in self._retried for drop in dropped):
             return False
         first = number * VIDEOS_PER_SHARD
         names = self._qa.list_videos(first, first + VIDEOS_PER_SHARD)
