@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from itg_data.annotate.config import RunConfig
-from itg_data.annotate.frames import count_clips
+from itg_data.annotate.frames import count_clips, require_credible_length
 from itg_data.annotate.requests import STAGES, Stage, load_prompt
 from itg_data.errors import VideoError
 from itg_data.video import open_video
@@ -60,6 +60,7 @@ def estimate(config: RunConfig) -> Estimate:
             with open_video(
                 config.videos / job.video, resize_to=config.pictures.image_size
             ) as video:
+                require_credible_length(video)
                 clips = count_clips(video.duration_s)
                 scale = min(1.0, config.pictures.image_size / max(video.height, video.width))
                 height, width = video.height * scale, video.width * scale
