@@ -15,15 +15,11 @@ does anew it answers from the ledger. Once the set is whole the shards are gone.
 
 import asyncio
 import dataclasses
-import fcntl
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from itg_data.annotate.config import RunConfig
@@ -31,17 +27,20 @@ from itg_data.annotate.desk import Tally
 from itg_data.annotate.ledger import Ledger
 from itg_data.annotate.local_engine import RunEngine, run_here
 from itg_data.annotate.openai_client import ServerConfig
+from itg_data.annotate.out_folder import (
+    CONFIG,
+    RunError,
+    link_videos,
+    locked,
+    remove_leftovers,
+    require_own,
+)
 from itg_data.annotate.pipeline import Outcome
 from itg_data.annotate.qa import QaFile
-from itg_data.annotate.records import VIDEO_FOLDER, DroppedSample
+from itg_data.annotate.records import DroppedSample
 from itg_data.annotate.shards import Shards, remove_shards
-from itg_data.errors import ItgError
 from itg_data.files import write_atomic
 from itg_data.sets.derive import write_derived
-
-
-class RunError(ItgError):
-    """A run cannot begin or go on; the message says why and what to do."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,7 +84,9 @@ def run(config: RunConfig, watch: Watch | None = None) -> RunState:
     qa = config.open_qa()
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        with _locked(config.out):
+        require_own(config.out)
+        with locked(config.out):
+            remove_leftovers(config.out)
             return _run(config, qa, watch or (lambda _: None))
     except OSError as error:
         raise RunError(
@@ -96,8 +97,8 @@ def run(config: RunConfig, watch: Watch | None = None) -> RunState:
 
 def _run(config: RunConfig, qa: QaFile, watch: Watch) -> RunState:
     fingerprint = config.fingerprint(qa.sha256)
-    _link_videos(config)
-    write_atomic(config.out / "config.json", _describe(config, fingerprint))
+    link_videos(config.out, config.videos)
+    write_atomic(config.out / CONFIG, _describe(config, fingerprint))
     shards = Shards(config.out, fingerprint, qa, config.videos, config.retried)
     state = RunState(num_pairs=qa.num_pairs)
     ledger = Ledger(config.out / "ledger.sqlite", retried=config.retried)
@@ -140,31 +141,6 @@ async def _keep_watching(state: RunState, watch: Watch) -> None:
     while True:
         watch(state)
         await asyncio.sleep(0.5)
-
-
-@contextmanager
-def _locked(out: Path) -> Generator[None]:
-    """Keeps a second run out; the system lets go of the lock if this one is killed."""
-    fd = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{out}: another run is writing here; wait for it or stop it") from None
-        yield
-    finally:
-        os.close(fd)
-
-
-def _link_videos(config: RunConfig) -> None:
-    """Makes the videos' paths in the records hold, seen from the set."""
-    link, videos = config.out / VIDEO_FOLDER, config.videos.resolve()
-    if link.is_symlink() and link.resolve() != videos:
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(videos, target_is_directory=True)
-    if link.resolve() != videos:
-        raise RunError(f"{link} is in the way: it is not {videos}; name another --out")
 
 
 def _describe(config: RunConfig, fingerprint: str) -> str:
