@@ -1,5 +1,6 @@
 import asyncio
 import json
+import re
 import socket
 import sys
 import time
@@ -291,7 +292,8 @@ def test_the_command_prints_a_summary_and_exits_with_0(make_config, make_pair, s
         "completion_tokens": 14,
         "cost_usd": pytest.approx(0.07),
     }
-    assert "2/2 pairs, 1 dropped" in err
+    last_line = r"annotate: 2 of 2 pairs, 1 dropped, \d+\.\d requests/s, \$0\.07"
+    assert re.fullmatch(last_line, err.splitlines()[-1])
 
 
 def test_a_dry_run_counts_the_calls_that_a_run_then_makes(make_config, make_pair, server, capsys):

@@ -70,12 +70,17 @@ class RunState:
 Watch = Callable[[RunState], None]
 
 
-def run(config: RunConfig, watch: Watch | None = None) -> RunState:
+def run(
+    config: RunConfig,
+    watch: Watch | None = None,
+    interrupted: Callable[[], None] | None = None,
+) -> RunState:
     """Makes the set, or what is still missing of it.
 
     Args:
         config: What is run.
         watch: Called every half a second, and at the end.
+        interrupted: Called at Ctrl-C, before the answers under way are waited for.
 
     Raises:
         ItgError: Something outside is wrong: a file, the annotator, the disk. Started again, the
@@ -87,7 +92,7 @@ def run(config: RunConfig, watch: Watch | None = None) -> RunState:
         require_own(config.out)
         with locked(config.out):
             remove_leftovers(config.out)
-            return _run(config, qa, watch or (lambda _: None))
+            return _run(config, qa, watch or (lambda _: None), interrupted or (lambda: None))
     except OSError as error:
         raise RunError(
             f"{error.filename or config.out}: {error.strerror or error}; nothing that was answered "
@@ -95,7 +100,7 @@ def run(config: RunConfig, watch: Watch | None = None) -> RunState:
         ) from None
 
 
-def _run(config: RunConfig, qa: QaFile, watch: Watch) -> RunState:
+def _run(config: RunConfig, qa: QaFile, watch: Watch, interrupted: Callable[[], None]) -> RunState:
     fingerprint = config.fingerprint(qa.sha256)
     link_videos(config.out, config.videos)
     write_atomic(config.out / CONFIG, _describe(config, fingerprint))
@@ -103,7 +108,7 @@ def _run(config: RunConfig, qa: QaFile, watch: Watch) -> RunState:
     state = RunState(num_pairs=qa.num_pairs)
     ledger = Ledger(config.out / "ledger.sqlite", retried=config.retried)
     try:
-        asyncio.run(_annotate(config, shards, ledger, state, watch))
+        asyncio.run(_annotate(config, shards, ledger, state, watch, interrupted))
     finally:
         ledger.close()
     shards.join(config.out)
@@ -113,10 +118,16 @@ def _run(config: RunConfig, qa: QaFile, watch: Watch) -> RunState:
 
 
 async def _annotate(
-    config: RunConfig, shards: Shards, ledger: Ledger, state: RunState, watch: Watch
+    config: RunConfig,
+    shards: Shards,
+    ledger: Ledger,
+    state: RunState,
+    watch: Watch,
+    interrupted: Callable[[], None],
 ) -> None:
     state.count(shards.read_finished())
     watching = asyncio.create_task(_keep_watching(state, watch))
+    noticing = asyncio.create_task(_notice_the_end(asyncio.current_task(), interrupted))
     results = _choose_engine(config)(config, ledger, shards.read_jobs(), state.tally)
     try:
         async for result in results:
@@ -126,6 +137,7 @@ async def _annotate(
         # closed here and now: left to the collector, its cleaning up would come after the loop
         await results.aclose()
         watching.cancel()
+        noticing.cancel()
         watch(state)
 
 
@@ -135,6 +147,13 @@ def _choose_engine(config: RunConfig) -> RunEngine:
     from itg_data.annotate.ray_engine import run_on_ray
 
     return run_on_ray
+
+
+async def _notice_the_end(run: asyncio.Task[Any] | None, interrupted: Callable[[], None]) -> None:
+    """Says when a run is cancelled: it learns of that itself only after it has waited."""
+    while run is None or not run.cancelling():
+        await asyncio.sleep(0.05)
+    interrupted()
 
 
 async def _keep_watching(state: RunState, watch: Watch) -> None:
