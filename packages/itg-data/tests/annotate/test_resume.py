@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from itg_data.annotate.features import THUMBNAILS
 from itg_data.annotate.frames import PictureConfig
+from itg_data.annotate.qa import ChangedQaError
 from itg_data.annotate.records import Annotation, DroppedSample
 from itg_data.annotate.requests import AnnotatorError, Sampler
 from itg_data.annotate.run import run
@@ -118,6 +119,41 @@ def test_a_video_that_changes_while_the_run_goes_on_ends_it_and_the_next_start_m
     server.reply = server.sensible
     run(config)
     assert [annotation.duration_s for annotation in annotations(config)] == [12.0]
+
+
+def overwrite(path: Path, content: str) -> None:
+    path.write_text(content)
+
+
+def replace(path: Path, content: str) -> None:
+    """As most editors save."""
+    path.with_suffix(".new").write_text(content)
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("save", [overwrite, replace])
+@pytest.mark.parametrize("after", ["", "moved"])
+def test_a_file_of_pairs_that_is_edited_while_the_run_goes_on_ends_it_with_one_line(
+    make_config, make_pair, server, films, monkeypatch, save, after
+):
+    monkeypatch.setattr("itg_data.annotate.shards.VIDEOS_PER_SHARD", 1)
+    pairs = [make_pair(n, video=f"{n}.mp4") for n in range(3)]
+    config = make_config(pairs, videos=films, num_decoders=1, concurrency=1)
+    edited = config.qa.read_text().replace("square 2", f"square 2 {after}".strip())
+    edited = edited.replace("square 0", "the first square")
+
+    def edit(asked):
+        if asked.number == 0:
+            save(config.qa, edited)
+        return server.sensible(asked)
+
+    server.reply = edit
+    with pytest.raises(ChangedQaError, match=r"qa.jsonl changed while the run went on; start ag"):
+        run(config)
+    server.reply = server.sensible
+    run(config)
+    assert annotations(config)[0].question == "Where does the first square go?"
+    assert len(annotations(config)) == 3
 
 
 def test_a_fingerprint_follows_from_all_that_decides_the_set(make_config, make_pair, tmp_path):
