@@ -2,9 +2,11 @@
 
 import http.server
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 from itg_data.annotate.config import ReplayConfig
@@ -210,6 +212,17 @@ def test_a_replay_makes_a_set_with_failures_again_byte_for_byte(
         for file in ("annotations.jsonl", "records.jsonl", "dropped.jsonl", "README.md"):
             assert (again.out / file).read_bytes() == (config.out / file).read_bytes()
         cassette = again.out / "ledger.sqlite"
+
+
+def test_a_cassette_from_before_failures_were_kept_is_replayed(make_config, make_pair, tmp_path):
+    config = make_config([make_pair(0)])
+    run(config)
+    with closing(sqlite3.connect(config.out / "ledger.sqlite")) as ledger:
+        ledger.execute("DROP TABLE failures")
+    replay = ReplayConfig(cassette=config.out / "ledger.sqlite")
+    again = make_config([make_pair(0)], out=tmp_path / "again", annotator=replay)
+    run(again)
+    assert annotations(again) == ["q0"]
 
 
 @pytest.fixture

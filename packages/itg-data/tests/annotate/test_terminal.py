@@ -83,16 +83,16 @@ def test_without_a_terminal_lines_say_how_far_it_is_and_how_long_it_takes(
         return server.sensible(asked)
 
     server.reply = slow
-    pairs = [make_pair(n, video=("short.mp4", "long.mp4")[n % 2]) for n in range(12)]
+    pairs = [make_pair(n, video=("short.mp4", "long.mp4")[n % 2]) for n in range(6)]
     script = "import itg_data.progress as p\np.SECONDS_BETWEEN_LINES = 0.1"
     options = ("--concurrency=1", "--num-decoders=1")
     process = start(make_config(pairs), *options, script=script)
     out, _ = process.communicate()
-    assert json.loads(out)["annotated"] == 12
+    assert json.loads(out)["annotated"] == 6
     lines = told()
     assert all(line.startswith("annotate: ") for line in lines)
-    assert any(" of 12 pairs, 0 dropped, " in line and line.endswith(" s left") for line in lines)
-    assert [line.startswith("annotate: 12 of 12 pairs") for line in lines].count(True) == 1
+    assert any(" of 6 pairs, 0 dropped, " in line and line.endswith(" s left") for line in lines)
+    assert [line.startswith("annotate: 6 of 6 pairs") for line in lines].count(True) == 1
 
 
 def test_a_dry_run_says_how_far_it_is(make_config, make_pair, start, told):
@@ -109,7 +109,7 @@ def test_the_first_interrupt_says_that_it_waits_and_keeps_what_was_asked(
     make_config, make_pair, server, start, told
 ):
     def slow(asked):
-        time.sleep(2)
+        time.sleep(1.2)
         return server.sensible(asked)
 
     server.reply = slow
@@ -117,7 +117,7 @@ def test_the_first_interrupt_says_that_it_waits_and_keeps_what_was_asked(
     wait_until(lambda: len(server.asked) == 2)
     process.send_signal(signal.SIGINT)
     waits = "itg-data annotate: waiting up to 30 s for answers under way; again to stop at once"
-    wait_until(lambda: waits in told(), timeout_s=1.5)
+    wait_until(lambda: waits in told(), timeout_s=1)
     assert process.poll() is None
     process.communicate()
     assert process.returncode == 130

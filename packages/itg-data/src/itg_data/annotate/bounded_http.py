@@ -28,7 +28,7 @@ def bounded_client(timeout_s: float) -> Any:
         async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
             try:
                 async with asyncio.timeout(timeout_s):
-                    response = await super().send(request, stream=True, **options)
+                    response: Any = await base.send(self, request, stream=True, **options)
                     try:
                         body = await read(response)
                     finally:

@@ -69,7 +69,7 @@ class Annotate:
     """Repeats of a request after 429, 5xx, a time-out or a dropped connection."""
 
     timeout_s: float = 300.0
-    """How long one answer may take."""
+    """How long one attempt at an answer may take, to its last byte."""
 
     temperature: float = 0.0
     """Of the answers."""
