@@ -70,6 +70,21 @@ def test_more_rejections_than_ten_make_a_set_and_are_asked_once(
     assert len(drops(config)) == 13
 
 
+def test_whether_a_server_takes_a_stage_is_tried_out_once_and_not_where_it_is_known(
+    make_config, make_pair, server, pairs, fail_bad_ones
+):
+    def count_tries():
+        return sum("What colour is the square?" in asked.text for asked in server.asked)
+
+    fail_bad_ones("cues", status=400, content="context length exceeded")
+    good_first = [make_pair(0), *(pair for pair in pairs if pair.id != "q0")]
+    run(make_config(good_first, concurrency=1))
+    assert count_tries() == 0
+    all_bad = [pair for pair in pairs if pair.id != "q0"]
+    run(make_config(all_bad, retry_rejected=True))
+    assert count_tries() == 1
+
+
 def test_a_resume_that_has_only_rejected_requests_left_comes_to_its_end(
     make_config, server, pairs, fail_bad_ones
 ):
