@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -264,3 +265,43 @@ def test_the_command_makes_a_set_and_serves_it_as_a_process_of_its_own(process):
     assert response.usage is not None
     assert response.usage.prompt_tokens > 4 * 85
     assert httpx.get(url.replace("/v1", "/stats")).json()["images"] == 4
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Has the command end where it would serve for ever; what it served by then."""
+    served: list[str] = []
+
+    def serve(server: ScriptedServer) -> None:
+        served.append(server.base_url)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScriptedServer, "serve_forever", serve)
+    return served
+
+
+def test_a_set_that_is_there_is_served_as_it_is(root, served, capsys):
+    assert main([str(root), "--port", "0"]) == 0
+    assert len(served) == 1
+    assert "is there and is served as it is" in capsys.readouterr().err
+
+
+def test_options_that_ask_for_another_set_than_the_one_there_are_refused(root, served, capsys):
+    assert main([str(root), "--port", "0", "--synthetic.num-train", "3"]) == 2
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert "is there with --synthetic.num-train 2, not 3" in complaint
+    assert not served
+
+
+def test_questions_that_a_killed_writer_did_not_come_to_are_written(root, served, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(root, copy)
+    (copy / "qa.jsonl").unlink(missing_ok=True)
+    assert main([str(copy), "--port", "0"]) == 0
+    pairs = list(read_jsonl(copy / "qa.jsonl", QaPair))
+    assert [pair.id for pair in pairs] == [
+        record.id for record in read_jsonl(copy / "records.jsonl", GroundingRecord)
+    ]
+    (copy / "qa.jsonl").write_text("mine")
+    assert main([str(copy), "--port", "0"]) == 0
+    assert (copy / "qa.jsonl").read_text() == "mine"

@@ -60,6 +60,7 @@ def sensible(asked: Asked) -> dict[str, Any]:
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 256
     Reply = Reply
     sensible = staticmethod(sensible)
 

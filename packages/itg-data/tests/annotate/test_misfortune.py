@@ -218,6 +218,23 @@ def test_a_caption_cannot_speak_for_the_pipeline(make_config, make_pair, server)
     assert len(retrieval.inputs["captions"]) == 3
 
 
+def test_a_malformed_answer_cannot_speak_for_the_pipeline(make_config, make_pair, server):
+    def inject(asked):
+        first = asked.stage == "caption" and asked.before == 0
+        return {INJECTION: 1} if first else server.sensible(asked)
+
+    server.reply = inject
+    run(make_config([make_pair(0, video="short.mp4")]))
+    (mending,) = (asked for asked in server.asked if "could not be used" in asked.text)
+    assert mending.text.count("<data>") == mending.text.count("</data>") == 1
+    assert mending.text.split("</data>")[1] == (
+        "\n\nYour last answer could not be used: `fault_of_your_last_answer` says why. Answer "
+        "again, with one JSON object and nothing else."
+    )
+    # the model is still told what was wrong
+    assert mending.inputs["fault_of_your_last_answer"].startswith("unknown field What moves?")
+
+
 MALFORMED = {
     "cues": ["", "no JSON", '{"cues": ["a"]', '{"cues": [1]}', '["a"]', '{"cues": []} and more'],
     "caption": ['{"caption": null}', '{"caption": "a", "caption": "b"}', '{"text": "a"}'],
@@ -309,7 +326,7 @@ def test_a_request_that_the_server_rejects_costs_one_pair(make_config, make_pair
 
 def test_a_server_that_rejects_everything_ends_the_run(make_config, make_pair, server):
     server.reply = lambda asked: server.Reply("no such parameter: seed", 400)
-    with pytest.raises(AnnotatorError, match=r"rejects every request: .*no such parameter"):
+    with pytest.raises(AnnotatorError, match=r"rejects every .* request: .*no such parameter"):
         run(make_config([make_pair(n) for n in range(20)]))
 
 
@@ -426,6 +443,20 @@ def test_a_duplicate_and_an_endless_question_are_dropped_unasked(make_config, ma
         "q2": ("question_too_long", "5013 characters, at most 4000"),
     }
     assert server.stages["cues"] == 1
+
+
+def test_questions_that_differ_in_answer_or_options_are_no_duplicates(make_config, make_pair):
+    asked = {"question": "Which is true?", "answer": "A red mug", "options": ("A red mug", "A hat")}
+    pairs = [
+        make_pair(0, **asked),
+        make_pair(1, **(asked | {"answer": "It rains", "options": ("It rains", "It snows")})),
+        make_pair(2, **(asked | {"answer": "A hat"})),
+        make_pair(3, **(asked | {"options": ("A red mug", "A cat")})),
+        make_pair(4, **(asked | {"options": ("a  Red mug", "A hat ")})),
+    ]
+    config = make_config(pairs)
+    run(config)
+    assert drops(config) == {"q4": ("duplicate_question", "as q0")}
 
 
 def test_without_a_clip_or_a_confirmed_frame_a_pair_is_dropped(make_config, make_pair, server):

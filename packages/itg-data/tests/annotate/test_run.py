@@ -1,5 +1,6 @@
 import asyncio
 import json
+import re
 import socket
 import sys
 import time
@@ -204,6 +205,29 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
     assert "cret" not in complaint
 
 
+@pytest.mark.parametrize("secret", ["me:hunter2@", "hunter2@"])
+def test_no_password_in_an_address_is_written_down_or_shown(make_config, make_pair, server, secret):
+    address = server.base_url.replace("://", f"://{secret}") + "?token=hunter2"
+    config = make_config([make_pair(0)], annotator=ServerConfig(base_url=address, max_retries=0))
+    server.reply = lambda asked: server.Reply("bad key", 401)
+    with pytest.raises(AnnotatorError) as caught:
+        run(config)
+    assert str(caught.value).startswith(f"{server.base_url} answers 401")
+    assert "hunter2" not in str(caught.value)
+    described = (config.out / "config.json").read_text()
+    assert "hunter2" not in described
+    assert json.loads(described)["annotator"]["base_url"] == server.base_url
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:hunter2@", "ftp://me:hunter2@x", "http://me:hunter2@x:0?k=hunter2"]
+)
+def test_no_password_in_an_address_that_is_none_is_shown(address):
+    with pytest.raises(ValueError, match="base_url must") as caught:
+        ServerConfig(base_url=address)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_dead_server_ends_the_run_with_one_line_and_the_next_run_goes_on(
     make_config, make_pair, server
 ):
@@ -268,7 +292,8 @@ def test_the_command_prints_a_summary_and_exits_with_0(make_config, make_pair, s
         "completion_tokens": 14,
         "cost_usd": pytest.approx(0.07),
     }
-    assert "2/2 pairs, 1 dropped" in err
+    last_line = r"annotate: 2 of 2 pairs, 1 dropped, \d+\.\d requests/s, \$0\.07"
+    assert re.fullmatch(last_line, err.splitlines()[-1])
 
 
 def test_a_dry_run_counts_the_calls_that_a_run_then_makes(make_config, make_pair, server, capsys):

@@ -1,15 +1,18 @@
 """`itg-data annotate`: from raw videos and QA pairs to a training set."""
 
 import json
+import logging
 import os
+import signal
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from itg_data.errors import InputError, ItgError, RecordError
+from itg_data.errors import InputError, ItgError, RecordError, to_one_line
+from itg_data.progress import Advance, show_progress
 
 if TYPE_CHECKING:
     from itg_data.annotate.config import AnnotatorConfig, RunConfig
@@ -66,7 +69,7 @@ class Annotate:
     """Repeats of a request after 429, 5xx, a time-out or a dropped connection."""
 
     timeout_s: float = 300.0
-    """How long one answer may take."""
+    """How long one attempt at an answer may take, to its last byte."""
 
     temperature: float = 0.0
     """Of the answers."""
@@ -97,6 +100,10 @@ class Annotate:
     usd_per_million_completion_tokens: float = 0.0
     """For the cost shown and estimated."""
 
+    retry_rejected: bool = False
+    """Ask again what the server rejected in an earlier run, say because its context was too short;
+    what failed otherwise is asked again anyway."""
+
     engine: Literal["local", "ray"] = "local"
     """This machine, or a Ray cluster whose machines all see the videos. Needs itg-data[ray]."""
 
@@ -113,24 +120,29 @@ class Annotate:
         except ValueError as error:
             return _fail(str(error), EXIT_BAD_INPUT)
         try:
-            if self.dry_run:
-                from itg_data.annotate.estimate import estimate
-
-                print(json.dumps(estimate(config).to_json()))
-                return EXIT_OK
-            try:
-                from itg_data.annotate.run import run
-            except ModuleNotFoundError as error:
-                install = "pip install 'itg-data[annotate]'"
-                return _fail(f"{error.name} is missing: {install}", EXIT_BAD_INPUT)
-            with _progress(config) as watch:
-                state = run(config, watch)
+            with _telling():
+                return self._estimate(config) if self.dry_run else self._annotate(config)
         except KeyboardInterrupt:
             return _fail("interrupted; start again to go on from here", EXIT_INTERRUPTED)
         except (RecordError, InputError) as error:
             return _fail(str(error), EXIT_BAD_INPUT)
         except ItgError as error:
             return _fail(str(error), EXIT_STOPPED)
+
+    def _estimate(self, config: "RunConfig") -> int:
+        from itg_data.annotate.estimate import estimate
+
+        print(json.dumps(estimate(config).to_json()))
+        return EXIT_OK
+
+    def _annotate(self, config: "RunConfig") -> int:
+        try:
+            from itg_data.annotate.run import run
+        except ModuleNotFoundError as error:
+            install = "pip install 'itg-data[annotate]'"
+            return _fail(f"{error.name} is missing: {install}", EXIT_BAD_INPUT)
+        with _interruptible() as interrupted, _progress(config) as watch:
+            state = run(config, watch, interrupted)
         print(json.dumps(_summarise(state, config)))
         return EXIT_OK
 
@@ -163,6 +175,7 @@ class Annotate:
                 usd_per_million_completion_tokens=self.usd_per_million_completion_tokens,
             ),
             engine=self.engine,
+            retry_rejected=self.retry_rejected,
             ray_address=self.ray_address,
             **({} if self.num_decoders is None else {"num_decoders": self.num_decoders}),
         )
@@ -205,34 +218,67 @@ def _summarise(state: "RunState", config: "RunConfig") -> dict[str, Any]:
 @contextmanager
 def _progress(config: "RunConfig") -> Generator["Watch"]:
     """Shows how far a run is: pairs, requests a second, cost, and time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("annotate"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} pairs, {task.fields[dropped]} dropped"),
-        TextColumn("{task.fields[rate]:.1f} requests/s"),
-        TextColumn("${task.fields[cost]:.2f}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("annotate", total=None, dropped=0, rate=0.0, cost=0.0)
+    with ExitStack() as stack:
+        advance: Advance | None = None
+        shown = -1
 
         def watch(state: "RunState") -> None:
-            tally = state.tally
-            bar.update(
-                task,
-                total=state.num_pairs,
-                completed=state.num_done,
-                dropped=sum(state.dropped.values()),
-                rate=tally.num_asked / max(state.elapsed_s, 1e-3),
-                cost=config.prices.cost_usd(tally.prompt_tokens, tally.completion_tokens),
-            )
+            nonlocal advance, shown
+            if advance is None:
+                shows = show_progress("annotate", state.num_pairs, unit="pairs")
+                advance = stack.enter_context(shows)
+            if shown == state.num_pairs:
+                return  # all is done and said
+            shown, tally = state.num_done, state.tally
+            cost_usd = config.prices.cost_usd(tally.prompt_tokens, tally.completion_tokens)
+            rate_hz = tally.num_asked / max(state.elapsed_s, 1e-3)
+            note = f"{sum(state.dropped.values())} dropped, {rate_hz:.1f} requests/s"
+            advance(state.num_done, f"{note}, ${cost_usd:.2f}" if cost_usd else note)
 
         yield watch
 
 
+@contextmanager
+def _telling() -> Generator[None]:
+    """Lets progress be told where there is no terminal for a bar."""
+    logger = logging.getLogger("itg_data.progress")
+    handler, level = logging.StreamHandler(sys.stderr), logger.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextmanager
+def _interruptible() -> Generator[Callable[[], None]]:
+    """Yields what is to be called when a run begins to end because of Ctrl-C."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop_at_once(number: int, frame: object) -> None:
+        # every answer is on disk, and whatever else is half done the next run begins anew
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h\n")  # the bar has hidden the cursor
+        os.write(2, b"itg-data annotate: stopped; start again to go on from here\n")
+        os._exit(EXIT_INTERRUPTED)
+
+    def wait() -> None:
+        from itg_data.annotate.desk import GRACE_S
+
+        signal.signal(signal.SIGINT, stop_at_once)
+        waits = f"waiting up to {GRACE_S:.0f} s for answers under way; again to stop at once"
+        print(f"itg-data annotate: {waits}", file=sys.stderr, flush=True)
+
+    try:
+        yield wait
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _fail(message: str, exit_code: int) -> int:
-    print(f"itg-data annotate: {' '.join(message.split())}", file=sys.stderr)
+    # servers and names of files may say anything, also to a terminal
+    print(f"itg-data annotate: {to_one_line(' '.join(message.split()))}", file=sys.stderr)
     return exit_code

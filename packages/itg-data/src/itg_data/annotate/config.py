@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from itg_data.annotate.desk import Annotator, AnswerStore, Desk
-from itg_data.annotate.features import NOTHING, load_features
+from itg_data.annotate.features import NOTHING, identify_features, load_features
 from itg_data.annotate.frames import Decoders, PictureConfig
 from itg_data.annotate.openai_client import OpenAIAnnotator, ServerConfig
 from itg_data.annotate.pipeline import Workshop
 from itg_data.annotate.qa import QaFile
+from itg_data.annotate.records import PASSING_REASONS, DropReason
 from itg_data.annotate.replay import ReplayAnnotator
 from itg_data.annotate.requests import STAGES, Sampler, prompt_sha256
 from itg_data.errors import InputError
@@ -81,6 +82,8 @@ class RunConfig:
     """Videos decoded at the same time."""
     prices: Prices = field(default_factory=Prices)
     engine: Engine = "local"
+    retry_rejected: bool = False
+    """Asks again what the server rejected in earlier runs: it may have been mended."""
     ray_address: str | None = None
     """Cluster to join; None starts one on this machine."""
 
@@ -105,14 +108,24 @@ class RunConfig:
         """Videos under way: enough to keep decoders and annotator busy, and memory small."""
         return max(2 * self.num_decoders, self.concurrency // 4)
 
+    @property
+    def retried(self) -> frozenset[DropReason]:
+        """What is asked again although it failed in an earlier run."""
+        rejected: set[DropReason] = {"rejected_by_server"} if self.retry_rejected else set()
+        return PASSING_REASONS | rejected
+
     def fingerprint(self, qa_sha256: str) -> str:
-        """Hashes what decides the set; not who asks, how fast, or where."""
+        """Hashes what decides the set; not who asks, how fast, or on which machines.
+
+        Of the videos it knows the folder; the shards know what lay there.
+        """
         decides = {
             "version": version("itg-data"),
             "qa": qa_sha256,
             "sampler": asdict(self.sampler),
             "pictures": asdict(self.pictures),
-            "features": self.features,
+            "features": identify_features(self.features),
+            "videos": str(self.videos.resolve()),
             "prompts": {stage: prompt_sha256(stage) for stage in STAGES},
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar, cast
 from itg_data.annotate.records import DropReason, TokenCount
 from itg_data.annotate.requests import (
     Answer,
-    RejectedError,
+    Failure,
+    NoAnswerError,
     Request,
     Sampler,
     Stage,
@@ -45,7 +46,7 @@ class Annotator(Protocol):
 
         Raises:
             AnnotatorError: There are no answers to be had, to this or any request.
-            RejectedError: This request cannot be answered.
+            NoAnswerError: There is none to this request.
         """
         ...
 
@@ -53,11 +54,11 @@ class Annotator(Protocol):
 class AnswerStore(Protocol):
     """Where answers are kept: `Ledger`, or a way to one on another machine."""
 
-    async def claim(self, key: str) -> Answer | None:
+    async def claim(self, key: str) -> Answer | Failure | None:
         """See `Ledger.claim`."""
         ...
 
-    async def store(self, key: str, stage: Stage, model: str, answer: Answer) -> None:
+    async def store(self, key: str, stage: Stage, model: str, outcome: Answer | Failure) -> None:
         """See `Ledger.store`."""
         ...
 
@@ -87,11 +88,11 @@ class Tally:
     num_asked: int = 0
     """Answers had from the annotator."""
     num_known: int = 0
-    """Answers found in the ledger."""
+    """Answers found in the ledger, and failures that are final."""
     num_mended: int = 0
     """Second tries among those asked."""
     prompt_tokens: int = 0
-    """Of the answers asked for, not of those found."""
+    """Of what was asked for, not of what was found."""
     completion_tokens: int = 0
 
     def set_to_sum(self, others: Iterable["Tally"]) -> None:
@@ -178,6 +179,8 @@ class Desk:
         pictures: Pictures | None,
     ) -> AnswerT:
         answer = await self._look_up_or_ask(request, pictures)
+        if isinstance(answer, Failure):
+            raise UnansweredError(answer.reason, f"{request.stage}: {answer.detail}")
         bill.answers.append(answer)
         if answer.text is None:
             raise UnansweredError("refused", request.stage)
@@ -186,7 +189,9 @@ class Desk:
             check(said)
         return said
 
-    async def _look_up_or_ask(self, request: Request[AnswerT], pictures: Pictures | None) -> Answer:
+    async def _look_up_or_ask(
+        self, request: Request[AnswerT], pictures: Pictures | None
+    ) -> Answer | Failure:
         key = request.key(self.sampler)
         known = await self._store.claim(key)
         if known is not None:
@@ -204,7 +209,7 @@ class Desk:
 
     async def _ask_in_turn(
         self, key: str, request: Request[AnswerT], pictures: Pictures | None
-    ) -> Answer:
+    ) -> Answer | Failure:
         try:
             async with self._places:
                 if self._given_up is not None:
@@ -215,18 +220,20 @@ class Desk:
             # those who stand in line need not find out for themselves
             self._given_up = error
             raise
-        except RejectedError as error:
-            raise UnansweredError("rejected_by_server", f"{request.stage}: {error}") from None
 
     async def _ask_annotator(
         self, key: str, request: Request[AnswerT], shown: Sequence[Jpeg]
-    ) -> Answer:
-        answer = await self._annotator.ask(request, shown)
-        self.tally.num_asked += 1
-        self.tally.prompt_tokens += answer.prompt_tokens
-        self.tally.completion_tokens += answer.completion_tokens
-        await self._store.store(key, request.stage, self.sampler.model, answer)
-        return answer
+    ) -> Answer | Failure:
+        outcome: Answer | Failure
+        try:
+            outcome = await self._annotator.ask(request, shown)
+            self.tally.num_asked += 1
+        except NoAnswerError as error:
+            outcome = error.failure
+        self.tally.prompt_tokens += outcome.prompt_tokens
+        self.tally.completion_tokens += outcome.completion_tokens
+        await self._store.store(key, request.stage, self.sampler.model, outcome)
+        return outcome
 
 
 ResultT = TypeVar("ResultT")

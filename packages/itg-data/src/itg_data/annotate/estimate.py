@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from itg_data.annotate.config import RunConfig
-from itg_data.annotate.frames import count_clips
+from itg_data.annotate.frames import count_clips, require_credible_length
+from itg_data.annotate.qa import QaFile
 from itg_data.annotate.requests import STAGES, Stage, load_prompt
 from itg_data.errors import VideoError
+from itg_data.progress import Advance, show_progress
 from itg_data.video import open_video
 
 _CHARS_PER_TOKEN = 4
@@ -53,13 +55,20 @@ def estimate(config: RunConfig) -> Estimate:
         InputError: There is no folder of videos.
     """
     qa = config.open_qa()
+    with show_progress("looking at videos", qa.num_videos, unit="videos") as advance:
+        return _add_up(config, qa, advance)
+
+
+def _add_up(config: RunConfig, qa: QaFile, advance: Advance) -> Estimate:
     calls = dict.fromkeys(STAGES, 0)
     prompt_tokens = num_unreadable = num_clips = 0
-    for job in qa.read_jobs():
+    for number, job in enumerate(qa.read_jobs()):
+        advance(number, f"{num_unreadable} unreadable" if num_unreadable else "")
         try:
             with open_video(
                 config.videos / job.video, resize_to=config.pictures.image_size
             ) as video:
+                require_credible_length(video)
                 clips = count_clips(video.duration_s)
                 scale = min(1.0, config.pictures.image_size / max(video.height, video.width))
                 height, width = video.height * scale, video.width * scale
@@ -82,6 +91,7 @@ def estimate(config: RunConfig) -> Estimate:
                 calls[stage] += num_calls
                 prompt = len(load_prompt(stage)) // _CHARS_PER_TOKEN
                 prompt_tokens += num_calls * (prompt + tokens)
+    advance(qa.num_videos, "")
     completion_tokens = sum(calls[stage] * _COMPLETION_TOKENS[stage] for stage in STAGES)
     return Estimate(
         num_videos=qa.num_videos,

@@ -10,7 +10,7 @@ fewer of subjects that change in place, and its two thresholds, found for CLIP, 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -77,3 +77,16 @@ def load_features(name: str, device: str = "auto") -> FrameFeatures | None:
     from itg_data.annotate.local import ImageTower
 
     return ImageTower(Path(name), device)
+
+
+def identify_features(name: str) -> tuple[Any, ...]:
+    """Tells features apart, a checkpoint by its files as well: weights may change where they lie.
+
+    A folder that is not there has no files; `load_features` says so.
+    """
+    folder = Path(name)
+    if name in (NOTHING, THUMBNAILS) or not folder.is_dir():
+        return (name,)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    stats = [(path.name, path.stat()) for path in files]
+    return (str(folder.resolve()), *((n, seen.st_size, seen.st_mtime_ns) for n, seen in stats))

@@ -36,6 +36,8 @@ from itg_data.source import SourceFile
 from itg_data.video import VideoReader, open_video
 
 CLIP_S = 5
+MAX_DURATION_S = 48 * 3600
+"""What is longer is taken for a file whose times are wrong: one bad timestamp is enough."""
 _JPEG_QUALITY = 85
 _TOLERANCE_S = 1e-4
 _NEARBY_S = 0.25
@@ -173,12 +175,15 @@ class VideoPictures:
     async def close(self) -> None:
         """Stops decoding and lets go of the files."""
         self._wanted.clear()
-        if self._pass is not None:
-            await asyncio.wait([self._pass])
-        for taken in self._taken.values():
-            taken.cancel()
-        await self._close_reader()
-        self._spool.close()
+        try:
+            if self._pass is not None:
+                await asyncio.wait([self._pass])
+            for taken in self._taken.values():
+                taken.cancel()
+            await self._close_reader()
+        finally:
+            # also where a run that ends has no patience left for all that
+            self._spool.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -293,6 +298,7 @@ async def open_pictures(
         sha256 = _hash_file(path)
         reader = _open(str(path), config, decoders.num_threads)
         try:
+            require_credible_length(reader)
             return reader, _lay_out(reader, sha256, config.per_clip)
         except BaseException:
             reader.close()
@@ -313,6 +319,20 @@ def encode_jpeg(frame: npt.NDArray[np.uint8]) -> bytes:
 def count_clips(duration_s: float, clip_s: int = CLIP_S) -> int:
     """Counts the clips of a video."""
     return max(1, math.ceil(math.ceil(duration_s - _TOLERANCE_S) / clip_s))
+
+
+def require_credible_length(reader: VideoReader) -> None:
+    """Refuses a video whose clips nobody could number.
+
+    Raises:
+        VideoError: Its frames say that it lasts for days.
+    """
+    if not reader.duration_s <= MAX_DURATION_S:
+        raise VideoError(
+            reader.path,
+            f"its times say that its {reader.num_frames} frames last {reader.duration_s:.6g} s, "
+            f"at most {MAX_DURATION_S} s are believed",
+        )
 
 
 def _lay_out(reader: VideoReader, sha256: str, per_clip: int) -> _Layout:

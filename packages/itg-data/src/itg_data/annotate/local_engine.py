@@ -64,7 +64,7 @@ async def side_by_side(
     """Does up to `limit` jobs at a time, drawn as there is room; ends them all when it is closed.
 
     Raises:
-        Exception: What a job raised, as it raised it.
+        Exception: What a job raised, as it raised it; those done by then are yielded before.
     """
 
     async def number_and_annotate(number: int, job: VideoJob) -> VideoResult:
@@ -79,8 +79,14 @@ async def side_by_side(
             if not under_way:
                 return
             done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            # all are looked at before any is handed on: who takes them may not come back for more,
+            # and an error that nobody looks at is told on stderr at the end
+            failures = [failure for task in done if (failure := task.exception()) is not None]
             for task in done:
-                yield task.result()
+                if task.exception() is None:
+                    yield task.result()
+            if failures:
+                raise failures[0]
     finally:
         for task in under_way:
             task.cancel()

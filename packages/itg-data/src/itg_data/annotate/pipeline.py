@@ -47,7 +47,7 @@ from itg_data.annotate.records import (
 )
 from itg_data.annotate.requests import STAGES, prompt_sha256
 from itg_data.annotate.retrieve import RetrieveAnswer, choose_clips
-from itg_data.errors import VideoError
+from itg_data.errors import RecordError, VideoError
 from itg_data.records import QuestionType
 
 _FEATURES_AT_ONCE = 64
@@ -130,7 +130,7 @@ async def _label_pair(pair: QaPair, video: VideoPictures, shop: Workshop) -> Ann
     frames = await _check(question_type, kept, video, pair, bill, desk)
     require_labels(frames)
     asked = [stage for stage in STAGES if stage != "check" or question_type != "no_clue"]
-    return Annotation(
+    annotation = Annotation(
         id=pair.id,
         video=pair.video,
         question=pair.question,
@@ -154,6 +154,20 @@ async def _label_pair(pair: QaPair, video: VideoPictures, shop: Workshop) -> Ann
         prompts=tuple(PromptHash(stage=stage, sha256=prompt_sha256(stage)) for stage in asked),
         tokens=bill.to_token_count(),
     )
+    _require_record(annotation)
+    return annotation
+
+
+def _require_record(annotation: Annotation) -> None:
+    """Finds out now, not when the whole set is put together, that a record can be made of it.
+
+    All that may be in the way is the video's own clock: its labels may lie before time zero.
+    """
+    try:
+        annotation.to_grounding()
+    except RecordError as error:
+        detail = f"starts at {annotation.start_s:.6g} s on its own clock: {error}"
+        raise UnansweredError("unreadable_video", detail) from None
 
 
 async def _keep(

@@ -16,19 +16,26 @@ MAX_QUESTION_CHARS = 4000
 def find_faults(pairs: Sequence[QaPair]) -> dict[str, UnansweredError]:
     """Looks at all QA pairs of one video before anything is asked: faults by id.
 
-    A question that was asked of the video before, but for spaces and case, is a duplicate.
+    What was asked of the video before, but for spaces and case, is a duplicate: the question with
+    its options and its answer, for "Which is true?" may be asked many times.
     """
     faults: dict[str, UnansweredError] = {}
-    first_with: dict[str, str] = {}
+    first_with: dict[tuple[str, ...], str] = {}
     for pair in pairs:
-        num_chars = len(pair.question) + len(pair.answer) + sum(map(len, pair.options))
-        first = first_with.setdefault(" ".join(pair.question.split()).casefold(), pair.id)
+        texts = pair.question, pair.answer, *pair.options
+        num_chars = sum(map(len, texts))
         if num_chars > MAX_QUESTION_CHARS:
             detail = f"{num_chars} characters, at most {MAX_QUESTION_CHARS}"
             faults[pair.id] = UnansweredError("question_too_long", detail)
-        elif first != pair.id:
+            continue
+        first = first_with.setdefault(tuple(map(_plain, texts)), pair.id)
+        if first != pair.id:
             faults[pair.id] = UnansweredError("duplicate_question", f"as {first}")
     return faults
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def require_candidates(candidates: Sequence[int]) -> None:

@@ -23,7 +23,14 @@ from itg_data.annotate.desk import GRACE_S, AnswerStore, Tally
 from itg_data.annotate.ledger import Ledger
 from itg_data.annotate.local_engine import VideoResult, side_by_side
 from itg_data.annotate.pipeline import Outcome, VideoJob, Workshop, annotate_video
-from itg_data.annotate.requests import AnnotatorError, Answer, MissingExtraError, Stage
+from itg_data.annotate.records import DropReason
+from itg_data.annotate.requests import (
+    AnnotatorError,
+    Answer,
+    Failure,
+    MissingExtraError,
+    Stage,
+)
 
 # under `uv run` Ray would have its workers build the environment anew, from a packed folder
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -92,7 +99,7 @@ async def _wait_for(reference: Any) -> Any:
 def _start_workers(config: RunConfig) -> list[Any]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote_ledger = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
-    ledger = remote_ledger(_LedgerActor).remote(config.out.resolve())
+    ledger = remote_ledger(_LedgerActor).remote(config.out.resolve(), config.retried)
     count = max(1, int(ray.cluster_resources().get("CPU", 1)))
     own = _of_one_worker(config, count)
     remote_worker = ray.remote(num_cpus=1, max_concurrency=own.videos_at_once)(_Worker)
@@ -111,14 +118,14 @@ def _of_one_worker(config: RunConfig, num_workers: int) -> RunConfig:
 class _LedgerActor:
     """The ledger, for workers elsewhere."""
 
-    def __init__(self, out: Path) -> None:
-        self._ledger = Ledger(out / "ledger.sqlite")
+    def __init__(self, out: Path, retried: frozenset[DropReason]) -> None:
+        self._ledger = Ledger(out / "ledger.sqlite", retried=retried)
 
-    async def claim(self, key: str) -> Answer | None:
+    async def claim(self, key: str) -> Answer | Failure | None:
         return await self._ledger.claim(key)
 
-    async def store(self, key: str, stage: Stage, model: str, answer: Answer) -> None:
-        await self._ledger.store(key, stage, model, answer)
+    async def store(self, key: str, stage: Stage, model: str, outcome: Answer | Failure) -> None:
+        await self._ledger.store(key, stage, model, outcome)
 
     async def release(self, key: str) -> None:
         await self._ledger.release(key)
@@ -130,11 +137,11 @@ class _RemoteLedger:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    async def claim(self, key: str) -> Answer | None:
+    async def claim(self, key: str) -> Answer | Failure | None:
         return await self._actor.claim.remote(key)
 
-    async def store(self, key: str, stage: Stage, model: str, answer: Answer) -> None:
-        await self._actor.store.remote(key, stage, model, answer)
+    async def store(self, key: str, stage: Stage, model: str, outcome: Answer | Failure) -> None:
+        await self._actor.store.remote(key, stage, model, outcome)
 
     async def release(self, key: str) -> None:
         await self._actor.release.remote(key)

@@ -10,9 +10,11 @@ stands for the stretch `[s, s + 1)`, and clip `c` for the seconds `c * clip_s` t
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 from itg_data.errors import RecordError
 from itg_data.records import GroundingRecord, Provenance, QuestionType, TimeSpan
@@ -29,11 +31,17 @@ DropReason = Literal[
     "malformed_answer",
     "refused",
     "rejected_by_server",
+    "server_error",
+    "truncated_answer",
 ]
 """Why a QA pair did not become a record: its video gives no frames, the same question was asked of
 the same video before, the text is too long to send, retrieval found no clip, the check confirmed
-no frame, the annotator's answer broke the schema twice, it would not answer, or the server found
-fault with the request."""
+no frame, the annotator's answer broke the schema twice, it would not answer, the server found
+fault with the request, the server failed at it although it serves others, or the answer was cut off
+before it began."""
+
+PASSING_REASONS: frozenset[DropReason] = frozenset({"server_error", "truncated_answer"})
+"""What another start may mend, so it asks again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,6 +194,29 @@ class DroppedSample:
     """One line for whoever wants to know more; empty where the reason says all."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoStamp:
+    """What tells cheaply whether a video's file is still the one that it was."""
+
+    video: str
+    """Path relative to the folder of videos."""
+    size: int | None
+    """In bytes; None where there is no such file."""
+    mtime_ns: int | None
+    readable: bool
+    """Whether we may read it: that changes nothing else."""
+
+    @classmethod
+    def of(cls, folder: Path, video: str) -> Self:
+        """Looks at a file."""
+        path = folder / video
+        try:
+            seen, readable = path.stat(), os.access(path, os.R_OK)
+        except (OSError, ValueError):  # a name that holds a zero byte is none
+            return cls(video=video, size=None, mtime_ns=None, readable=False)
+        return cls(video=video, size=seen.st_size, mtime_ns=seen.st_mtime_ns, readable=readable)
+
+
 def spans_of_seconds(
     seconds: Sequence[int], duration_s: float, start_s: float = 0.0
 ) -> tuple[TimeSpan, ...]:
@@ -194,7 +225,8 @@ def spans_of_seconds(
     Args:
         seconds: Ascending, distinct; each stands for `[s, s + 1)`, counted from `start_s`.
         duration_s: Seconds at or after it are left out.
-        start_s: When the video begins on the file's own clock, which spans are told in.
+        start_s: When the video begins on the file's own clock, which spans are told in. Where that
+            is below zero, so much of a stretch is left out: a span begins at zero at the earliest.
     """
     runs: list[tuple[int, int]] = []
     for second in seconds:
@@ -202,9 +234,9 @@ def spans_of_seconds(
             break
         first = runs.pop()[0] if runs and runs[-1][1] == second else second
         runs.append((first, second + 1))
+    on_clock = ((start_s + first, start_s + min(end, duration_s)) for first, end in runs)
     return tuple(
-        TimeSpan(start_s=start_s + first, end_s=start_s + min(end, duration_s))
-        for first, end in runs
+        TimeSpan(start_s=max(0.0, first_s), end_s=end_s) for first_s, end_s in on_clock if end_s > 0
     )
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from itg_data.annotate.ledger import Ledger
-from itg_data.annotate.requests import AnnotatorError, Answer, Request, Sampler
+from itg_data.annotate.requests import (
+    AnnotatorError,
+    Answer,
+    Failure,
+    NoAnswerError,
+    Request,
+    Sampler,
+)
 
 AnswerT = TypeVar("AnswerT")
 
@@ -31,14 +38,16 @@ class ReplayAnnotator:
 
     async def ask(self, request: Request[AnswerT], pictures: Sequence[bytes]) -> Answer:
         """Looks the answer up; see `Annotator.ask`."""
-        answer = self._cassette.get(request.key(self._sampler))
-        if answer is None:
+        outcome = self._cassette.get(request.key(self._sampler))
+        if outcome is None:
             raise AnnotatorError(
                 f"{self._cassette.path} holds no answer to this {request.stage} request; videos, "
                 "questions, prompts, model, seed, temperature and picture sizes must be as "
                 f"recorded (it was recorded with {self._cassette.describe_models()})"
             )
-        return answer
+        if isinstance(outcome, Failure):
+            raise NoAnswerError(outcome)
+        return outcome
 
     async def close(self) -> None:
         """Closes the cassette."""

@@ -1,9 +1,10 @@
 """A request to an annotator and its answer: versioned prompts, data kept as data, strict reading.
 
 The system message is a Markdown file of this package, whole. The user message is one JSON object
-between `<data>` and `</data>` with every `<` and `>` inside it escaped, so that no question and no
-caption can close the bracket and speak for itself. An answer must be one JSON object with exactly
-the fields of its record; what else a model says is refused, once with the chance to mend it.
+between `<data>` and `</data>` with every `<` and `>` inside it escaped, so that no question, no
+caption and no answer of a model's can close the bracket and speak for itself. An answer must be one
+JSON object with exactly the fields of its record; what else a model says is refused, once with the
+chance to mend it.
 
 A request is known by the hash of all that decides its answer. Pictures enter it as the hash of the
 video and the frame's place, size and quality, so that an answer can be looked up without decoding.
@@ -17,7 +18,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from itg_data.annotate.records import require_whole_characters
+from itg_data.annotate.records import DropReason, require_whole_characters
 from itg_data.errors import ItgError
 from itg_data.jsonl import parse_json
 from itg_data.records import parse_fields
@@ -28,6 +29,11 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 AnswerT = TypeVar("AnswerT")
 
 _FENCE = "```"
+_FAULT = "fault_of_your_last_answer"
+_MEND = (
+    f"Your last answer could not be used: `{_FAULT}` says why. Answer again, with one JSON object "
+    "and nothing else."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,15 +80,12 @@ class Request(Generic[AnswerT]):
 
     def to_user_message(self) -> str:
         """Gives the inputs, bracketed so that they cannot pass for instructions."""
-        text = json.dumps(self.inputs, ensure_ascii=False)
+        # the complaint quotes the model, which may have been talked round: it is data as well
+        told = self.inputs if self.fault is None else {**self.inputs, _FAULT: self.fault}
+        text = json.dumps(told, ensure_ascii=False)
         text = text.replace("<", "\\u003c").replace(">", "\\u003e")
         message = f"<data>\n{text}\n</data>"
-        if self.fault:
-            message += (
-                f"\n\nYour last answer could not be used: {self.fault}. Answer again, with one "
-                "JSON object and nothing else."
-            )
-        return message
+        return message if self.fault is None else f"{message}\n\n{_MEND}"
 
     def to_json_schema(self) -> dict[str, Any]:
         """Describes the answer for servers that can hold a model to a schema."""
@@ -120,6 +123,18 @@ class Answer:
     completion_tokens: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """That a request got no answer; kept like one, so that a replay meets it too."""
+
+    reason: DropReason
+    detail: str
+    """One line."""
+    prompt_tokens: int = 0
+    """Paid for all the same."""
+    completion_tokens: int = 0
+
+
 class AnnotatorError(ItgError):
     """No answers can be had: the server is gone, the key is wrong, a cassette lacks the request."""
 
@@ -128,8 +143,19 @@ class MissingExtraError(AnnotatorError, ModuleNotFoundError):
     """A package is missing that an extra of itg-data brings."""
 
 
-class RejectedError(Exception):
-    """The server finds fault with one request; others may fare better."""
+class NoAnswerError(Exception):
+    """There is no answer to one request; others may fare better."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+class RejectedError(NoAnswerError):
+    """The server finds fault with one request."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Failure(reason="rejected_by_server", detail=detail))
 
 
 @lru_cache

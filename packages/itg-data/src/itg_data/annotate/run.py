@@ -9,45 +9,38 @@
         ledger.sqlite       every answer of the annotator: the cassette of the run
         shards-0123abcd/    while the run lasts: finished stretches of the file of QA pairs
 
-A shard appears whole or not at all, and holds the same stretch of pairs whoever finished first, so
-the set does not depend on timing. A run that is started again skips finished shards, and what it
+The set does not depend on timing. A run that is started again skips finished shards, and what it
 does anew it answers from the ledger. Once the set is whole the shards are gone.
 """
 
 import asyncio
 import dataclasses
-import fcntl
 import json
-import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from itg_data.annotate.config import RunConfig
 from itg_data.annotate.desk import Tally
 from itg_data.annotate.ledger import Ledger
 from itg_data.annotate.local_engine import RunEngine, run_here
 from itg_data.annotate.openai_client import ServerConfig
-from itg_data.annotate.pipeline import Outcome, VideoJob
+from itg_data.annotate.out_folder import (
+    CONFIG,
+    RunError,
+    link_videos,
+    locked,
+    remove_leftovers,
+    require_own,
+)
+from itg_data.annotate.pipeline import Outcome
 from itg_data.annotate.qa import QaFile
-from itg_data.annotate.records import VIDEO_FOLDER, Annotation, DroppedSample
-from itg_data.errors import ItgError
+from itg_data.annotate.records import DroppedSample
+from itg_data.annotate.shards import Shards, remove_shards
 from itg_data.files import write_atomic
-from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_data.sets.derive import write_derived
-
-VIDEOS_PER_SHARD = 32
-
-RecordT = TypeVar("RecordT")
-
-
-class RunError(ItgError):
-    """A run cannot begin or go on; the message says why and what to do."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,12 +70,17 @@ class RunState:
 Watch = Callable[[RunState], None]
 
 
-def run(config: RunConfig, watch: Watch | None = None) -> RunState:
+def run(
+    config: RunConfig,
+    watch: Watch | None = None,
+    interrupted: Callable[[], None] | None = None,
+) -> RunState:
     """Makes the set, or what is still missing of it.
 
     Args:
         config: What is run.
         watch: Called every half a second, and at the end.
+        interrupted: Called at Ctrl-C, before the answers under way are waited for.
 
     Raises:
         ItgError: Something outside is wrong: a file, the annotator, the disk. Started again, the
@@ -91,8 +89,10 @@ def run(config: RunConfig, watch: Watch | None = None) -> RunState:
     qa = config.open_qa()
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        with _locked(config.out):
-            return _run(config, qa, watch or (lambda _: None))
+        require_own(config.out)
+        with locked(config.out):
+            remove_leftovers(config.out)
+            return _run(config, qa, watch or (lambda _: None), interrupted or (lambda: None))
     except OSError as error:
         raise RunError(
             f"{error.filename or config.out}: {error.strerror or error}; nothing that was answered "
@@ -100,27 +100,34 @@ def run(config: RunConfig, watch: Watch | None = None) -> RunState:
         ) from None
 
 
-def _run(config: RunConfig, qa: QaFile, watch: Watch) -> RunState:
+def _run(config: RunConfig, qa: QaFile, watch: Watch, interrupted: Callable[[], None]) -> RunState:
     fingerprint = config.fingerprint(qa.sha256)
-    shards = _Shards(config.out / f"shards-{fingerprint[:8]}", qa)
-    _link_videos(config)
-    write_atomic(config.out / "config.json", _describe(config, fingerprint))
+    link_videos(config.out, config.videos)
+    write_atomic(config.out / CONFIG, _describe(config, fingerprint))
+    shards = Shards(config.out, fingerprint, qa, config.videos, config.retried)
     state = RunState(num_pairs=qa.num_pairs)
-    ledger = Ledger(config.out / "ledger.sqlite")
+    ledger = Ledger(config.out / "ledger.sqlite", retried=config.retried)
     try:
-        asyncio.run(_annotate(config, shards, ledger, state, watch))
+        asyncio.run(_annotate(config, shards, ledger, state, watch, interrupted))
     finally:
         ledger.close()
-    shards.assemble(config.out)
+    shards.join(config.out)
+    write_derived(config.out)
+    remove_shards(config.out)  # only now: until here they are what a killed run goes on from
     return state
 
 
 async def _annotate(
-    config: RunConfig, shards: "_Shards", ledger: Ledger, state: RunState, watch: Watch
+    config: RunConfig,
+    shards: Shards,
+    ledger: Ledger,
+    state: RunState,
+    watch: Watch,
+    interrupted: Callable[[], None],
 ) -> None:
-    for number in shards.finished():
-        state.count(shards.read(number))
+    state.count(shards.read_finished())
     watching = asyncio.create_task(_keep_watching(state, watch))
+    noticing = asyncio.create_task(_notice_the_end(asyncio.current_task(), interrupted))
     results = _choose_engine(config)(config, ledger, shards.read_jobs(), state.tally)
     try:
         async for result in results:
@@ -130,6 +137,7 @@ async def _annotate(
         # closed here and now: left to the collector, its cleaning up would come after the loop
         await results.aclose()
         watching.cancel()
+        noticing.cancel()
         watch(state)
 
 
@@ -141,102 +149,23 @@ def _choose_engine(config: RunConfig) -> RunEngine:
     return run_on_ray
 
 
+async def _notice_the_end(run: asyncio.Task[Any] | None, interrupted: Callable[[], None]) -> None:
+    """Says when a run is cancelled: it learns of that itself only after it has waited."""
+    while run is None or not run.cancelling():
+        await asyncio.sleep(0.05)
+    interrupted()
+
+
 async def _keep_watching(state: RunState, watch: Watch) -> None:
     while True:
         watch(state)
         await asyncio.sleep(0.5)
 
 
-class _Shards:
-    """Finished stretches of the file of QA pairs; stretch `n` is of 32 videos.
-
-    Each is two files; the second one to be written, `.jsonl`, says that both are whole.
-    """
-
-    def __init__(self, folder: Path, qa: QaFile) -> None:
-        self._folder = folder
-        self._qa = qa
-        self._gathered: dict[int, dict[int, tuple[Outcome, ...]]] = {}
-        folder.mkdir(exist_ok=True)
-
-    def __len__(self) -> int:
-        return -(-self._qa.num_videos // VIDEOS_PER_SHARD)
-
-    def finished(self) -> list[int]:
-        return [n for n in range(len(self)) if self._path(n, ".jsonl").exists()]
-
-    def read(self, number: int) -> Iterator[Outcome]:
-        yield from read_jsonl(self._path(number, ".jsonl"), Annotation)
-        yield from read_jsonl(self._path(number, ".dropped.jsonl"), DroppedSample)
-
-    def read_jobs(self) -> Iterator[tuple[int, VideoJob]]:
-        """Yields the videos of unfinished shards, numbered as the file names them."""
-        finished = set(self.finished())
-        for shard in range(len(self)):
-            if shard not in finished:
-                first = shard * VIDEOS_PER_SHARD
-                jobs = self._qa.read_jobs(first, first + VIDEOS_PER_SHARD)
-                yield from enumerate(jobs, start=first)
-
-    def put(self, number: int, outcomes: tuple[Outcome, ...]) -> None:
-        """Takes a video's result; writes the shard that it was the last one of."""
-        shard = number // VIDEOS_PER_SHARD
-        gathered = self._gathered.setdefault(shard, {})
-        gathered[number] = outcomes
-        first = shard * VIDEOS_PER_SHARD
-        if len(gathered) < min(VIDEOS_PER_SHARD, self._qa.num_videos - first):
-            return
-        of_shard = [outcome for number in sorted(gathered) for outcome in gathered[number]]
-        dropped = [outcome for outcome in of_shard if isinstance(outcome, DroppedSample)]
-        made = [outcome for outcome in of_shard if isinstance(outcome, Annotation)]
-        write_jsonl(self._path(shard, ".dropped.jsonl"), dropped)
-        write_jsonl(self._path(shard, ".jsonl"), made)
-        del self._gathered[shard]
-
-    def assemble(self, out: Path) -> None:
-        """Joins the shards and writes what follows from them; only then they may go."""
-        write_jsonl(out / "dropped.jsonl", self._read_all(".dropped.jsonl", DroppedSample))
-        write_jsonl(out / "annotations.jsonl", self._read_all(".jsonl", Annotation))
-        write_derived(out)
-        for folder in out.glob("shards-*"):
-            shutil.rmtree(folder)
-
-    def _read_all(self, suffix: str, record_type: type[RecordT]) -> Iterator[RecordT]:
-        for number in range(len(self)):
-            yield from read_jsonl(self._path(number, suffix), record_type)
-
-    def _path(self, number: int, suffix: str) -> Path:
-        return self._folder / f"{number:06d}{suffix}"
-
-
-@contextmanager
-def _locked(out: Path) -> Generator[None]:
-    """Keeps a second run out; the system lets go of the lock if this one is killed."""
-    fd = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{out}: another run is writing here; wait for it or stop it") from None
-        yield
-    finally:
-        os.close(fd)
-
-
-def _link_videos(config: RunConfig) -> None:
-    """Makes the videos' paths in the records hold, seen from the set."""
-    link, videos = config.out / VIDEO_FOLDER, config.videos.resolve()
-    if link.is_symlink() and link.resolve() != videos:
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(videos, target_is_directory=True)
-    if link.resolve() != videos:
-        raise RunError(f"{link} is in the way: it is not {videos}; name another --out")
-
-
 def _describe(config: RunConfig, fingerprint: str) -> str:
     described: dict[str, Any] = dataclasses.asdict(config)
     if isinstance(config.annotator, ServerConfig):
         del described["annotator"]["api_key"]
+        described["annotator"]["base_url"] = config.annotator.address
     described["fingerprint"] = fingerprint
     return json.dumps(described, indent=2, default=str) + "\n"
