@@ -103,6 +103,15 @@ def test_what_is_there_twice_is_named(annotated_set, scripted_root):
     ]
 
 
+def test_one_question_with_other_options_or_another_answer_is_another(annotated_set, scripted_root):
+    records = list(read_jsonl(scripted_root / "records.jsonl", GroundingRecord))
+    asked = {"question": "Which is true?", "answer": "The first."}
+    of_one_video = [i for i, record in enumerate(records) if record.video == records[0].video][:3]
+    others = [{"options": ("a mug", "a hat")}, {"options": ("rain",)}, {"answer": "None."}]
+    changes = dict(zip(of_one_video, (asked | other for other in others), strict=True))
+    assert not [fault for fault in faults(check(annotated_set(changes))) if "question" in fault]
+
+
 def test_a_video_in_two_splits_is_a_leak(annotated_set):
     root = annotated_set({1: {"split": "heldout"}})
     (found,) = faults(check(root))

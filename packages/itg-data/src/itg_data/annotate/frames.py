@@ -32,6 +32,7 @@ from PIL import Image
 
 from itg_data.annotate.desk import UnansweredError
 from itg_data.errors import VideoError
+from itg_data.records import TIME_TOLERANCE_S
 from itg_data.source import SourceFile
 from itg_data.video import VideoReader, open_video
 
@@ -39,7 +40,6 @@ CLIP_S = 5
 MAX_DURATION_S = 48 * 3600
 """What is longer is taken for a file whose times are wrong: one bad timestamp is enough."""
 _JPEG_QUALITY = 85
-_TOLERANCE_S = 1e-4
 _NEARBY_S = 0.25
 
 
@@ -318,7 +318,7 @@ def encode_jpeg(frame: npt.NDArray[np.uint8]) -> bytes:
 
 def count_clips(duration_s: float, clip_s: int = CLIP_S) -> int:
     """Counts the clips of a video."""
-    return max(1, math.ceil(math.ceil(duration_s - _TOLERANCE_S) / clip_s))
+    return max(1, math.ceil(math.ceil(duration_s - TIME_TOLERANCE_S) / clip_s))
 
 
 def require_credible_length(reader: VideoReader) -> None:
@@ -338,7 +338,7 @@ def require_credible_length(reader: VideoReader) -> None:
 def _lay_out(reader: VideoReader, sha256: str, per_clip: int) -> _Layout:
     times_s = reader.times_s(range(reader.num_frames))
     start_s = float(times_s[0])
-    seconds = np.arange(max(1, math.ceil(reader.duration_s - _TOLERANCE_S)), dtype=np.float64)
+    seconds = np.arange(max(1, math.ceil(reader.duration_s - TIME_TOLERANCE_S)), dtype=np.float64)
     clips: list[npt.NDArray[np.int64]] = []
     for clip in range(count_clips(reader.duration_s)):
         length_s = min(CLIP_S, reader.duration_s - clip * CLIP_S)
@@ -349,7 +349,7 @@ def _lay_out(reader: VideoReader, sha256: str, per_clip: int) -> _Layout:
         wanted_s = clip * CLIP_S + np.where(near, np.round(spread_s), spread_s)
         clips.append(np.unique(_frames_at(times_s - start_s, wanted_s)))
     second_idx = _frames_at(times_s - start_s, seconds)
-    began_s = np.minimum(times_s[second_idx] - start_s + _TOLERANCE_S, seconds)
+    began_s = np.minimum(times_s[second_idx] - start_s + TIME_TOLERANCE_S, seconds)
     return _Layout(
         sha256=sha256,
         start_s=start_s,
@@ -368,7 +368,7 @@ def _frames_at(
     Where a frame stays for more than a second, the one after would come too late to stand for the
     second that it is wanted for: there it is the frame that is on screen.
     """
-    after = np.searchsorted(times_s, wanted_s - _TOLERANCE_S, side="left")
+    after = np.searchsorted(times_s, wanted_s - TIME_TOLERANCE_S, side="left")
     after = np.minimum(after, len(times_s) - 1)
     late = (times_s[after] >= wanted_s + 1) & (after > 0)
     return np.where(late, after - 1, after).astype(np.int64)

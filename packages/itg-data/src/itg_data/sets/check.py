@@ -129,7 +129,7 @@ def check_set(
     for sample in folder.iterate_samples(on_bad):
         statistics.add(sample)
         name = f"{folder.source.name}: {sample.record.id}"
-        for field, message in repeats.check(sample.record):
+        for field, message in repeats.check(sample):
             add(f"{name}: {field}", message)
         for field, message in complaints.get(sample.place, ()):
             add(f"{name}: {field}", message)
@@ -237,12 +237,16 @@ class _Repeats:
         self._questions: dict[int, str] = {}
         self._split_of: dict[str, tuple[str | None, str]] = {}
 
-    def check(self, record: GroundingRecord) -> Iterator[tuple[str, str]]:
+    def check(self, sample: Sample) -> Iterator[tuple[str, str]]:
         """Holds a record against those before it; yields fields and complaints."""
+        record = sample.record
         if hash(record.id) in self._ids:
             yield "id", "is there twice"
         self._ids.add(hash(record.id))
-        asked = hash((record.video, " ".join(record.question.split()).casefold()))
+        # "Which is true?" is another question with other options
+        options = sample.annotation.options if sample.annotation else ()
+        question = " ".join(record.question.split()).casefold()
+        asked = hash((record.video, question, record.answer, tuple(options)))
         first = self._questions.setdefault(asked, record.id)
         if first != record.id:
             yield "question", f"was asked of {record.video} before, by {first}"
