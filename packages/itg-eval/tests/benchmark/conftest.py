@@ -8,7 +8,7 @@ from itg_eval.benchmark.table import Table, tabulate
 from itg_eval.records import Document, by_key
 
 
-def _make_table(host, label="scorer", with_two_tasks=False):
+def _make_table(host, label="scorer", with_two_tasks=False, num_silent=0):
     """12 short and 12 long questions; grounded frames answer 9 more long ones and lose one."""
     tasks = ("videomme", "mlvu_dev") if with_two_tasks else ("videomme",)
     documents = [
@@ -30,7 +30,7 @@ def _make_table(host, label="scorer", with_two_tasks=False):
                 task=document.task,
                 split="test",
                 doc_id=document.doc_id,
-                answer="A",
+                answer="" if arm == "grounded" and document.doc_id < num_silent else "A",
                 is_correct=document.doc_id < (12 if arm == "uniform" else 21)
                 and (arm, document.doc_id) != ("grounded", 0),
             )

@@ -88,3 +88,31 @@ def test_what_a_host_says_is_kept_whatever_it_is(tmp_path):
         '{"not": "text"}',
         '["<script>"]',
     ]
+
+
+FAILED = "[LMMS_EVAL_REQUEST_FAILED after 1 retries] Connection error."
+
+
+@pytest.mark.parametrize("answer", [FAILED, [FAILED], [[FAILED]]], ids=["text", "list", "nested"])
+def test_requests_that_failed_are_no_answers_though_a_letter_can_be_read_out_of_them(
+    answer, tmp_path
+):
+    samples = [
+        {"doc_id": n, "filtered_resps": "D", "resps": answer if n else "D", "itg_scripted_acc": 1.0}
+        for n in range(3)
+    ]
+    write(tmp_path, samples=samples)
+    said = "2 requests failed, the first is itg_scripted/test/1: .*Connection error.*run the same"
+    with pytest.raises(ItgError, match=said):
+        read_outcomes(tmp_path, DOCUMENTS, SHA)
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_empty"),
+    [("", True), ([""], True), ([[" \n"]], True), (["A"], False), ("[x]", False)],
+)
+def test_an_answer_that_says_nothing_is_known_as_such(answer, is_empty, tmp_path):
+    sample = {"doc_id": 0, "filtered_resps": answer, "itg_scripted_acc": 0.0}
+    write(tmp_path, samples=[sample])
+    ((outcome,), _) = read_outcomes(tmp_path, DOCUMENTS[:1], SHA)
+    assert outcome.is_empty is is_empty

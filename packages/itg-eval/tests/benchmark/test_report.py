@@ -65,6 +65,12 @@ def test_cost_and_missing_selections_are_said(make_table):
     assert "3 questions had no grounded selection and were shown uniform frames." in text
 
 
+def test_questions_to_which_the_host_said_nothing_are_counted_by_arm(make_table):
+    table = make_table(QWEN, num_silent=2)
+    assert table.hosts[0].num_empty_answers == {"uniform": 0, "grounded": 2}
+    assert "To 2 questions with grounded frames the host said nothing." in to_markdown(table)
+
+
 def test_json_holds_everything(make_table):
     data = json.loads(to_json(make_table(QWEN)))
     assert data["schema_version"] == 1

@@ -2,9 +2,12 @@
 
 import pytest
 from itg_data.errors import ItgError
-from itg_data.jsonl import write_jsonl
+from itg_data.files import write_atomic
+from itg_data.jsonl import format_record, write_jsonl
 from itg_data.records import FrameScores
 from itg_eval.benchmark import run as stages
+from itg_eval.benchmark.answers import load_answers
+from itg_eval.benchmark.outcomes import Cost, Outcome
 from itg_eval.benchmark.plan import Host, Plan, RunDir
 from itg_eval.records import Document, DocumentScores, Selections
 from itg_eval.scores import Failure
@@ -146,3 +149,28 @@ def test_the_time_of_scoring_is_that_of_all_that_was_scored(played, monkeypatch)
     played.broken = set()
     played.run()
     assert stages._read_scoring_time(played.run_dir) == 2.0
+
+
+def test_an_arm_whose_requests_failed_is_not_done_however_long_ago(tmp_path):
+    said = "[LMMS_EVAL_REQUEST_FAILED after 5 retries] Connection error."
+    for answer, is_done in (("A", True), (said, False), (f'["{said}"]', False)):
+        outcomes = [
+            Outcome(task=d.task, split=d.split, doc_id=d.doc_id, answer=answer, is_correct=False)
+            for d in DOCUMENTS
+        ]
+        write_jsonl(tmp_path / "outcomes.jsonl", outcomes)
+        cost = Cost(frames_sha="a" * 64, seconds=1.0, num_questions=4)
+        write_atomic(tmp_path / "done.json", format_record(cost))
+        assert (load_answers(tmp_path, "a" * 64, DOCUMENTS) is not None) is is_done
+
+
+def test_an_arm_that_answered_other_questions_is_not_done(tmp_path):
+    outcomes = [
+        Outcome(task=d.task, split=d.split, doc_id=d.doc_id, answer="A", is_correct=True)
+        for d in DOCUMENTS
+    ]
+    cost = Cost(frames_sha="a" * 64, seconds=1.0, num_questions=4)
+    write_atomic(tmp_path / "done.json", format_record(cost))
+    for there, is_done in ((outcomes, True), (outcomes[1:], False)):
+        write_jsonl(tmp_path / "outcomes.jsonl", there)
+        assert (load_answers(tmp_path, "a" * 64, DOCUMENTS) is not None) is is_done

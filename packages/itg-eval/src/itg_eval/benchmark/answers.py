@@ -23,7 +23,7 @@ from itg_eval.benchmark.outcomes import Cost, Outcome, read_outcomes
 from itg_eval.benchmark.plan import Host, read_record
 from itg_eval.lmms.entry import SHADOW_VARIABLE, is_builtin, is_simple_model
 from itg_eval.lmms.forms import choose_form, frame_count
-from itg_eval.lmms.journal import count_answers
+from itg_eval.lmms.journal import count_answers, is_failed
 from itg_eval.records import Document, Selections, by_key
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,9 @@ def check_host(host: Host, top_k: int) -> None:
 
 
 def load_answers(folder: Path, frames_sha: str, documents: Sequence[Document]) -> Answers | None:
-    """Reads what an arm came to; None if it is not done, or was done with other frames.
+    """Reads what an arm came to; None if it is not done, or not with these frames and questions.
+
+    An arm is not done either where requests failed, which older folders may hold as answers.
 
     Raises:
         ItgError: Its files are not what they were.
@@ -117,6 +119,8 @@ def load_answers(folder: Path, frames_sha: str, documents: Sequence[Document]) -
         return None
     outcomes = by_key(read_jsonl(folder / "outcomes.jsonl", Outcome))
     if outcomes.keys() != {document.key for document in documents}:
+        return None
+    if any(is_failed(outcome.answer) for outcome in outcomes.values()):
         return None
     return Answers(outcomes=outcomes, cost=cost)
 

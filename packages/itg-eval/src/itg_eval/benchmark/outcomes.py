@@ -2,10 +2,12 @@
 
 lmms-eval catches its own errors, prints them and ends with exit status 0, and it writes its files
 in pieces. So nothing is believed before every document that was asked is there once, answered by
-our wrapper.
+our wrapper. A request that failed comes with a text in place of an answer, and some tasks read an
+option's letter out of that: it counts as not answered.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,9 @@ from typing import Any
 
 from itg_data.errors import ItgError
 
+from itg_eval.lmms.journal import is_failed
 from itg_eval.lmms.tasks import read_correctness
-from itg_eval.records import Document, Key
+from itg_eval.records import Document, Key, format_key
 
 WRAPPER = "itg_eval.lmms.wrapper."
 
@@ -34,6 +37,11 @@ class Outcome:
     def key(self) -> Key:
         """Task, split and number of the document."""
         return self.task, self.split, self.doc_id
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the host said no word, of which lmms-eval may have made a list."""
+        return not re.search(r"\w", self.answer.replace("\\n", ""))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +75,8 @@ def read_outcomes(
         An outcome per document, in their order, and the cost.
 
     Raises:
-        ItgError: There are no results, not those of our wrapper, or not of all documents.
+        ItgError: There are no results, not those of our wrapper, or not of all documents; or
+            requests failed.
     """
     results = sorted(folder.rglob("*_results.json"))
     if not results:
@@ -94,11 +103,27 @@ def read_outcomes(
                 task=task,
                 split=document.split,
                 doc_id=document.doc_id,
-                answer=_to_text(sample.get("filtered_resps")),
+                answer=_read_answer(sample),
                 is_correct=read_correctness(task, sample),
             )
         )
+    refuse_failed(found)
     return found, _read_cost(summary, frames_sha)
+
+
+def refuse_failed(outcomes: Iterable[Outcome]) -> None:
+    """Lets no request that failed pass for an answer.
+
+    Raises:
+        ItgError: There is one; the message says how many, and of what the first one failed.
+    """
+    failed = [outcome for outcome in outcomes if is_failed(outcome.answer)]
+    if failed:
+        where = format_key(failed[0].key)
+        raise ItgError(
+            f"{len(failed)} requests failed, the first is {where}: {failed[0].answer:.300}; see to "
+            "that and run the same again, what was answered is kept"
+        )
 
 
 def _read_cost(summary: dict[str, Any], frames_sha: str) -> Cost:
@@ -109,6 +134,12 @@ def _read_cost(summary: dict[str, Any], frames_sha: str) -> Cost:
         seconds=float(throughput.get("avg_itg_seconds", 0.0)),
         num_questions=round(float(throughput.get("avg_itg_questions", 0.0))),
     )
+
+
+def _read_answer(sample: dict[str, Any]) -> str:
+    """What the task judged; but where the request failed, the text that says so."""
+    raw = _to_text(sample.get("resps"))
+    return raw if is_failed(raw) else _to_text(sample.get("filtered_resps"))
 
 
 def _to_text(answer: Any) -> str:

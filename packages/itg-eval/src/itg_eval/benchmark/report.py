@@ -79,6 +79,9 @@ def _say_cost(host: HostTable, table: Table) -> str:
     for arm, count in host.num_without_selection.items():
         if count:
             text += f" {count} questions had no {arm} selection and were shown uniform frames."
+    for arm, count in host.num_empty_answers.items():
+        if count:
+            text += f" To {count} questions with {arm} frames the host said nothing."
     return text
 
 

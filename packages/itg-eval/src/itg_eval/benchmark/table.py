@@ -39,6 +39,8 @@ class HostTable:
     """By arm: reading the frames and answering, in one process; None where it was not measured."""
     num_without_selection: Mapping[str, int]
     """By arm: questions that were shown evenly spaced frames for want of a selection."""
+    num_empty_answers: Mapping[str, int]
+    """By arm: questions to which the host said no word."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +80,9 @@ def tabulate(
         rows=tuple(rows),
         seconds_per_question={arm: answers[arm].cost.seconds_per_question for arm in ARMS},
         num_without_selection=num_without_selection,
+        num_empty_answers={
+            arm: sum(outcome.is_empty for outcome in answers[arm].outcomes.values()) for arm in ARMS
+        },
     )
 
 
