@@ -25,8 +25,9 @@ from itg_eval.labels import read_labels
 from itg_eval.records import Document, DocumentScores, DocumentSelection, Selections
 from itg_eval.reference import Tally, join_documents, read_results
 from itg_eval.scorers import ScorerKind, fingerprint, load_scorer, pick_device
-from itg_eval.scores import MERGED, Asked, Outcome, Settings, read_ranks, score_documents
+from itg_eval.scores import MERGED, Outcome, read_ranks, score_documents
 from itg_eval.selecting import check_request, select_documents
+from itg_eval.settings import Asked, Settings
 
 logger = logging.getLogger(__name__)
 

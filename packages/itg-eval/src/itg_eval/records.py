@@ -94,10 +94,16 @@ class DocumentScores:
     """File with the frames' embeddings, [T, D] as `.npy`, in the folder `embeddings` beside."""
     query_embedding: tuple[float, ...] | None = None
     """[D] embedding of the text asked; goes with `embeddings`."""
+    settings_sha256: str | None = None
+    """Hash of what the scorer was and how it looked; None where others made the scores."""
+    video_bytes: int | None = None
+    """Size of the video's file when it was scored."""
+    video_mtime_ns: int | None = None
+    """When that file was last written, in nanoseconds."""
 
     def __post_init__(self) -> None:
         _check_key(self.task, self.split, self.doc_id)
-        _check_sha256(self.question_sha256)
+        _check_sha256("question_sha256", self.question_sha256)
         _check_frames(self.fps, self.scored.source_idx, self.scored.time_s)
         _check_text("scored.video", self.scored.video)
         if self.embeddings is not None and not re.fullmatch(r"[0-9a-f]{64}\.npy", self.embeddings):
@@ -106,6 +112,8 @@ class DocumentScores:
             )
         if (self.embeddings is None) != (self.query_embedding is None):
             raise RecordError("embeddings and query_embedding must be there both or neither")
+        if self.settings_sha256 is not None:
+            _check_sha256("settings_sha256", self.settings_sha256)
 
     @property
     def key(self) -> Key:
@@ -150,7 +158,7 @@ class DocumentSelection:
     def __post_init__(self) -> None:
         _check_key(self.task, self.split, self.doc_id)
         _check_text("video", self.video)
-        _check_sha256(self.question_sha256)
+        _check_sha256("question_sha256", self.question_sha256)
         _check_frames(self.fps, self.source_idx, self.time_s)
         if len(self.scores) != len(self.source_idx):
             raise RecordError(
@@ -271,9 +279,9 @@ def _check_text(name: str, text: str) -> None:
         raise RecordError(f"{name} must be valid Unicode, got {text!r:.80}")
 
 
-def _check_sha256(text: str) -> None:
+def _check_sha256(name: str, text: str) -> None:
     if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise RecordError(f"question_sha256 must be 64 hex digits, got {text!r:.80}")
+        raise RecordError(f"{name} must be 64 hex digits, got {text!r:.80}")
 
 
 def _check_frames(fps: float, source_idx: tuple[int, ...], time_s: tuple[float, ...]) -> None:
