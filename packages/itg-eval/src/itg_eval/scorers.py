@@ -88,6 +88,19 @@ def load_scorer(kind: ScorerKind, model: str, device: str, dtype: str) -> Scorer
     return TextImageScorer.from_pretrained(model, device, dtype)
 
 
+def hash_file(path: str | Path) -> str:
+    """The SHA-256 of a file, in hex.
+
+    Raises:
+        ItgError: It cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ItgError(f"{path}: {error.strerror or error}") from None
+
+
 def fingerprint(model: str) -> str | None:
     """Tells the content of a checkpoint directory from others, in milliseconds a file.
 

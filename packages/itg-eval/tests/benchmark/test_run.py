@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,30 @@ def test_a_run_without_a_task_a_host_or_sense_is_refused_at_once(tmp_path, capsy
         assert said in complaint
         assert complaint.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--model", "--scores"])
+def test_a_run_is_not_continued_with_a_checkpoint_or_scores_that_changed_in_place(
+    option, grounder_dir, tmp_path, capsys
+):
+    from itg_eval.benchmark.commands import Run
+    from itg_eval.benchmark.plan import RunDir
+    from itg_eval.cli import main
+
+    given = tmp_path / option
+    if option == "--model":
+        shutil.copytree(grounder_dir, given)
+    else:
+        given.write_bytes(b"")
+    run = {"run_dir": tmp_path / "run", "task": ("videomme",), option[2:]: str(given)}
+    run |= {} if option == "--model" else {"scores": given}
+    RunDir(tmp_path / "run").claim(Run(**run)._to_plan())
+    changed = given / "config.json" if given.is_dir() else given
+    changed.write_bytes(changed.read_bytes() + b"\n")
+    arguments = ["run", "--task", "videomme", option, str(given), "--host", "qwen3_vl"]
+    assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert f"holds a run of what {option} {given} held before it changed" in said
 
 
 def test_a_report_of_nothing_is_refused(tmp_path, capsys):

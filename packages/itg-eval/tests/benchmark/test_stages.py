@@ -8,7 +8,7 @@ from itg_data.records import FrameScores
 from itg_eval.benchmark import run as stages
 from itg_eval.benchmark.answers import load_answers
 from itg_eval.benchmark.outcomes import Cost, Outcome
-from itg_eval.benchmark.plan import Host, Plan, RunDir
+from itg_eval.benchmark.plan import ARMS, Host, Plan, RunDir
 from itg_eval.records import Document, DocumentScores, Selections
 from itg_eval.scores import Failure
 
@@ -32,7 +32,7 @@ DOCUMENTS = [
 ]
 
 
-def score(document):
+def score(document, scores=(0.1, 0.9, 0.5)):
     scored = FrameScores(
         video=document.video,
         question=document.question,
@@ -40,7 +40,7 @@ def score(document):
         sampling="s",
         source_idx=(0, 4, 8),
         time_s=(0.0, 1.0, 2.0),
-        scores=(0.1, 0.9, 0.5),
+        scores=scores,
     )
     return DocumentScores(
         task=document.task,
@@ -128,6 +128,18 @@ def test_a_mended_video_is_scored_and_frames_of_it_are_chosen(played):
     for arm in ("uniform", "grounded"):
         assert len(Selections.load(played.run_dir.selection(arm))) == len(DOCUMENTS)
     assert len(played.arms) == 2
+
+
+def test_frames_are_chosen_again_when_the_scores_have_changed(played):
+    played.run()
+    before = {arm: played.run_dir.selection(arm).read_bytes() for arm in ARMS}
+    changed = [score(d, scores=(0.9, 0.1, 0.8)) for d in DOCUMENTS]
+    write_jsonl(played.run_dir.scoring / "scores.jsonl", changed)
+    assert played.run() == []
+    assert played.run_dir.selection("uniform").read_bytes() != before["uniform"]
+    assert {s.source_idx for s in Selections.load(played.run_dir.selection("grounded")).values()} == {
+        (0, 8)
+    }
 
 
 def test_whoever_is_content_with_even_frames_is_not_made_to_wait_for_broken_videos_again(played):

@@ -24,6 +24,7 @@ from itg_eval.benchmark.plan import Host, Plan, RunDir
 from itg_eval.benchmark.report import to_html, to_json, to_markdown
 from itg_eval.benchmark.run import Settings, run_stages, write_report
 from itg_eval.documents import load_task
+from itg_eval.scorers import fingerprint, hash_file
 from itg_eval.scripted.benchmark import TASK, ScriptedConfig, write_benchmark
 from itg_eval.selecting import check_request
 
@@ -147,6 +148,8 @@ class Run:
             policy=self.policy,
             params=self.policy_param,
             top_k=self.top_k,
+            model_sha256=None if self.model is None else fingerprint(self.model),
+            scores_sha256=None if self.scores is None else hash_file(self.scores),
         )
 
     def _to_settings(self) -> Settings:

@@ -7,6 +7,7 @@ documents.jsonl      stage 0: the questions, from lmms-eval's own tasks
 scores/              stage 1: `itg-eval score`
 uniform.jsonl        stage 2: `itg-eval select`, once evenly spaced
 grounded.jsonl       and once by the scores
+*.source.json        from which scores each was chosen
 answers/HOST/ARM/    stage 3: `outcomes.jsonl` when done; `journal/`, `lmms-eval/`, `log.txt`
 report.{md,json,html}    stage 4
 """
@@ -84,6 +85,10 @@ class Plan:
     params: tuple[str, ...]
     """The policy's parameters, each `name=value`."""
     top_k: int
+    model_sha256: str | None = None
+    """Fingerprint of the scorer's files; None for a hub id."""
+    scores_sha256: str | None = None
+    """Hash of the file of scores."""
 
 
 class RunDir:
@@ -108,6 +113,10 @@ class RunDir:
     def selection(self, arm: str) -> Path:
         """The file of selected frames of one arm."""
         return self.root / f"{arm}.jsonl"
+
+    def source(self, arm: str) -> Path:
+        """The file that says from which scores the frames of one arm were chosen."""
+        return self.root / f"{arm}.source.json"
 
     def arm(self, host: Host, arm: str) -> Path:
         """The folder of one host's answers over one selection."""
@@ -151,6 +160,14 @@ class RunDir:
         except OSError as error:
             raise ItgError(f"--run-dir {self.root}: {error.strerror or error}") from None
         there = asdict(self.load_plan())
+        for name, now in {"model": plan.model_sha256, "scores": plan.scores_sha256}.items():
+            was = there[f"{name}_sha256"]
+            if there[name] == getattr(plan, name) and was != now:
+                raise ItgError(
+                    f"--run-dir {self.root}: holds a run of what --{name} {there[name]} held before "
+                    f"it changed (its hash was {was}, now {now}); name another folder, or remove "
+                    "this one"
+                )
         for name, value in asdict(plan).items():
             found = there[name]
             if found != value:

@@ -26,6 +26,7 @@ from itg_eval.benchmark.report import to_html, to_json, to_markdown
 from itg_eval.benchmark.table import HostTable, Table, tabulate
 from itg_eval.documents import read_documents
 from itg_eval.records import Document, Selections, format_key
+from itg_eval.scorers import hash_file
 from itg_eval.selecting import select_documents
 
 logger = logging.getLogger(__name__)
@@ -140,12 +141,14 @@ def _score(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings:
 def _select(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings: Settings) -> None:
     params = parse_policy_params(plan.policy, plan.params)
     scores = run_dir.scores(plan)
+    source = hash_file(scores)
     for arm, policy, numbers in ((ARMS[0], "uniform", {}), (ARMS[1], plan.policy, params)):
         path = run_dir.selection(arm)
-        if path.exists() and (settings.missing != "fail" or not _unselected(path, documents)):
-            continue
-        count = write_jsonl(path, select_documents(scores, policy, plan.top_k, numbers))
-        logger.info("chose %s frames for %d questions", arm, count)
+        if not (path.exists() and _read_source(run_dir.source(arm)) == source):
+            count = write_jsonl(path, select_documents(scores, policy, plan.top_k, numbers))
+            # after the selection: where it is, that was made from these scores
+            write_atomic(run_dir.source(arm), json.dumps({"scores_sha256": source}) + "\n")
+            logger.info("chose %s frames for %d questions", arm, count)
         without = _unselected(path, documents)
         # found out here, before a host model is loaded for nothing
         if without and settings.missing == "fail":
@@ -156,6 +159,14 @@ def _select(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings
                 f"the first is {format_key(without[0].key)}; mend that and run the same again, or "
                 "add --missing uniform to show them evenly spaced frames"
             )
+
+
+def _read_source(path: Path) -> str | None:
+    """Hash of the scores that a selection was made from; None where that is not known."""
+    try:
+        return json.loads(path.read_text())["scores_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _unselected(selection: Path, documents: Sequence[Document]) -> list[Document]:
