@@ -162,7 +162,7 @@ def _score_videos(
             logger.warning("%s; its %d questions get no scores", said, len(documents))
             num_failed += len(documents)
             for document in documents:
-                failed.append(_fail(document, error.reason))
+                failed.append(fail(document, error.reason))
             tell()
             continue
         if len(encoded.missing_source_idx):
@@ -304,7 +304,8 @@ def _write_merged(
             file.write(line.read())
 
 
-def _fail(document: Document, reason: str) -> Failure:
+def fail(document: Document, reason: str) -> Failure:
+    """Puts down why a document's video could not be used."""
     return Failure(
         task=document.task,
         split=document.split,

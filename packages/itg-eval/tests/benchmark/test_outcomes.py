@@ -38,6 +38,20 @@ def test_outcomes_come_in_the_order_of_the_questions_whatever_lmms_evals(tmp_pat
     assert cost.frames_sha == SHA
 
 
+def test_of_several_results_the_newest_count(tmp_path):
+    for hour, right in enumerate((0, 2, 1)):
+        samples = [
+            {"doc_id": n, "filtered_resps": ["A"], "itg_scripted_acc": float(n == right)}
+            for n in range(3)
+        ]
+        throughput = {"avg_itg_seconds": float(hour), "avg_itg_questions": 3.0}
+        stem = f"20261123_{hour:02}0000"
+        write(tmp_path, {**SUMMARY, "throughput": throughput}, samples, stem)
+    outcomes, cost = read_outcomes(tmp_path, DOCUMENTS, SHA)
+    assert [outcome.is_correct for outcome in outcomes] == [False, True, False]
+    assert cost.seconds == 2.0
+
+
 def test_nothing_measured_is_said_as_such(tmp_path):
     write(tmp_path, {**SUMMARY, "throughput": None})
     assert read_outcomes(tmp_path, DOCUMENTS, SHA)[1].seconds_per_question is None

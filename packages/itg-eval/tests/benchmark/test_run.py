@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -61,14 +62,20 @@ def running(text):
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_nothing_behind_and_goes_on_where_it_was(start, tmp_path):
+def test_a_killed_run_leaves_nothing_behind_and_goes_on_where_it_was_also_past_a_torn_video(
+    start, tmp_path
+):
     write_benchmark(tmp_path / "task", ScriptedConfig(num_videos=2), num_workers=2)
+    rows = map(json.loads, (tmp_path / "task" / "questions.jsonl").read_text().splitlines())
+    of_video = Counter(row["video"] for row in rows)
+    torn, num_torn = of_video.most_common()[-1]
+    (tmp_path / "task" / torn).write_bytes(b"no video")
     train_reader(tmp_path / "reader")
     run = tmp_path / "run"
     run.mkdir()
     # as the stage before leaves it; asking lmms-eval takes 20 seconds of its own
     write_jsonl(run / "documents.jsonl", list_questions(tmp_path / "task"))
-    first = start()
+    first = start("--missing", "uniform")
     deadline = time.monotonic() + SECONDS_AT_MOST
     while not list(run.glob("answers/*/grounded/log.txt")):
         assert first.poll() is None, first.stderr.read()
@@ -85,15 +92,16 @@ def test_a_killed_run_leaves_nothing_behind_and_goes_on_where_it_was(start, tmp_
         assert time.monotonic() < deadline, "lmms-eval outlives the run that started it"
         time.sleep(0.2)
 
-    again = start()
+    again = start("--missing", "uniform")
     out, err = again.communicate(timeout=SECONDS_AT_MOST)
     assert again.returncode == 0, err
     assert {path: path.stat().st_mtime_ns for path in done_before} == done_before
     assert "uniform frames: lmms-eval starts" not in err
-    num_questions = (tmp_path / "task" / "questions.jsonl").read_bytes().count(b"\n")
+    num_questions = of_video.total() - num_torn
     assert out.startswith("# Does frame selection help? itg\\_scripted")
     report = json.loads((run / "report.json").read_text())
-    assert report["num_questions"] == num_questions
+    assert (report["num_questions"], report["num_left_out"]) == (num_questions, num_torn)
+    assert report["hosts"][0]["num_without_selection"] == {"uniform": 0, "grounded": 0}
     for arm in ("uniform", "grounded"):
         (journal,) = run.glob(f"answers/*/{arm}/journal/*")
         # each of the two processes answered its half, and nothing was answered twice

@@ -1,9 +1,9 @@
 """What a run does again and what it does not; the commands that it starts are played here."""
 
 import pytest
-from itg_data.errors import ItgError
+from itg_data.errors import ItgError, VideoError
 from itg_data.files import write_atomic
-from itg_data.jsonl import format_record, write_jsonl
+from itg_data.jsonl import format_record, read_jsonl, write_jsonl
 from itg_data.records import FrameScores
 from itg_eval.benchmark import run as stages
 from itg_eval.benchmark.answers import load_answers
@@ -137,9 +137,9 @@ def test_frames_are_chosen_again_when_the_scores_have_changed(played):
     write_jsonl(played.run_dir.scoring / "scores.jsonl", changed)
     assert played.run() == []
     assert played.run_dir.selection("uniform").read_bytes() != before["uniform"]
-    assert {s.source_idx for s in Selections.load(played.run_dir.selection("grounded")).values()} == {
-        (0, 8)
-    }
+    assert {
+        s.source_idx for s in Selections.load(played.run_dir.selection("grounded")).values()
+    } == {(0, 8)}
 
 
 def test_whoever_is_content_with_even_frames_is_not_made_to_wait_for_broken_videos_again(played):
@@ -149,6 +149,43 @@ def test_whoever_is_content_with_even_frames_is_not_made_to_wait_for_broken_vide
     assert played.run(missing="uniform") == []
     assert played.run_dir.selection("grounded").read_bytes() == before
     assert [arm.missing for arm in played.arms] == ["uniform", "uniform"]
+
+
+def test_a_question_whose_video_cannot_be_opened_is_left_out_of_both_arms_and_no_other(
+    played, monkeypatch
+):
+    torn = {"1.mp4"}
+    monkeypatch.setattr(stages, "read_frames", lambda video, source_idx: None)
+    monkeypatch.setattr(stages, "uniform_source_idx", _tear(torn))
+    asked = []
+    monkeypatch.setattr(stages, "answer", lambda arm, documents: asked.append((arm, documents)))
+    played.broken = {"0.mp4", "1.mp4"}
+    played.run(missing="uniform")
+    left_out = [f.key for f in read_jsonl(played.run_dir.left_out, Failure)]
+    assert left_out == [d.key for d in DOCUMENTS if d.video == "1.mp4"]
+    for arm, documents in asked:
+        assert {d.video for d in documents} == {"0.mp4"}
+        assert arm.left_out == played.run_dir.left_out
+    # mended, it is asked
+    torn.clear()
+    asked.clear()
+    played.run(missing="uniform")
+    assert [(arm.left_out, len(documents)) for arm, documents in asked] == [(None, 4)] * 2
+
+
+def _tear(torn):
+    def uniform(video, top_k):
+        if video in torn:
+            raise VideoError(video, "torn")
+        return [0, 1]
+
+    return uniform
+
+
+def test_a_run_of_which_no_video_can_be_read_says_so(played):
+    played.broken = {"0.mp4", "1.mp4"}
+    with pytest.raises(ItgError, match=r"no video of 4 questions can be read, see .*left-out"):
+        played.run(missing="uniform")
 
 
 def test_the_time_of_scoring_is_that_of_all_that_was_scored(played, monkeypatch):

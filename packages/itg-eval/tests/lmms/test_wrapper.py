@@ -6,6 +6,7 @@ import pytest
 from itg_data.errors import ItgError, VideoError
 from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_eval.records import DocumentSelection, Selections
+from itg_eval.scores import fail
 
 # the first test pays for the import of lmms-eval and for the scripted videos
 pytestmark = pytest.mark.slow
@@ -131,6 +132,23 @@ def test_when_asked_a_question_without_a_selection_is_shown_even_frames_and_coun
     assert f"1 of {len(task.documents)} documents have no selection" in caplog.text
     shown = np.stack([np.asarray(image) for image in probe.by_doc()[0].images])
     assert np.array_equal(shown, frames_of(load(selections["uniform"])[0]))
+
+
+def test_a_question_that_is_left_out_is_not_asked_and_its_answer_empty(
+    task, selections, probe, tmp_path
+):
+    without = rewrite(selections["labelled"], lambda s: s if s.doc_id else None, tmp_path)
+    write_jsonl(tmp_path / "left-out.jsonl", [fail(task.documents[0], "torn")])
+    args = ("frames_as=images", f"left_out={tmp_path / 'left-out.jsonl'}")
+    for more in ((), (f"journal={tmp_path / 'journal'}",)):
+        probe.seen.clear()
+        results = task.evaluate("probe", without, *args, *more)
+        assert sorted(probe.by_doc()) == list(range(1, len(task.documents)))
+        answers = {
+            sample["doc_id"]: sample["filtered_resps"]
+            for sample in results["samples"]["itg_scripted"]
+        }
+        assert answers == {n: ["C"] if n else [""] for n in range(len(task.documents))}
 
 
 def test_a_selection_for_another_question_is_refused(task, selections, probe, tmp_path):

@@ -52,6 +52,8 @@ class Arm:
     missing: str
     batch_size: int
     num_processes: int
+    left_out: Path | None = None
+    """File of the documents that are not asked, for their videos cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +66,10 @@ class Answers:
 
 def answer(arm: Arm, documents: Sequence[Document]) -> Answers:
     """Has the host model answer, unless it has already.
+
+    Args:
+        arm: The host model and what it is shown.
+        documents: What it is asked: those of the tasks without those left out.
 
     Raises:
         ItgError: lmms-eval left no complete results; the message ends with its last words.
@@ -133,6 +139,8 @@ def to_command(arm: Arm, frames_sha: str) -> list[str]:
         "missing": arm.missing,
         "journal": _journal(arm, frames_sha).resolve(),
     }
+    if arm.left_out is not None:
+        own["left_out"] = arm.left_out.resolve()
     args = [f"{name}={value}" for name, value in own.items()]
     if any("," in arg for arg in args):
         raise ItgError(f"{arm.folder}: lmms-eval takes no path with a comma in it")

@@ -84,7 +84,8 @@ class Run:
 
     missing: Literal["fail", "uniform"] = "fail"
     """What becomes of questions without a selection: nothing is run, or they are shown evenly
-    spaced frames and the report says how many."""
+    spaced frames, and are left out of both arms if their video cannot be read at all; the report
+    says how many."""
 
     batch_size: int = 1
     """Questions at once, for host models that can."""

@@ -81,19 +81,20 @@ def read_outcomes(
     results = sorted(folder.rglob("*_results.json"))
     if not results:
         raise ItgError(f"{folder}: lmms-eval left no results")
-    summary = _parse(results[-1], results[-1].read_text(encoding="utf-8"))
+    newest = results[-1]  # their names begin with the time
+    summary = _parse(newest, newest.read_text(encoding="utf-8"))
     backend = str(summary.get("config", {}).get("model_backend", ""))
     if not backend.startswith(WRAPPER):
         raise ItgError(
-            f"{results[-1]}: answered by {backend or 'nobody'}, not through itg-eval's wrapper"
+            f"{newest}: answered by {backend or 'nobody'}, not through itg-eval's wrapper"
         )
-    stem = results[-1].name.removesuffix("_results.json")
+    stem = newest.name.removesuffix("_results.json")
     samples: dict[str, dict[int, dict[str, Any]]] = {}
     found: list[Outcome] = []
     for document in documents:
         task = document.task
         if task not in samples:
-            path = results[-1].with_name(f"{stem}_samples_{task}.jsonl")
+            path = newest.with_name(f"{stem}_samples_{task}.jsonl")
             samples[task] = {sample["doc_id"]: sample for sample in _read_samples(path)}
         sample = samples[task].get(document.doc_id)
         if sample is None:

@@ -8,6 +8,7 @@ scores/              stage 1: `itg-eval score`
 uniform.jsonl        stage 2: `itg-eval select`, once evenly spaced
 grounded.jsonl       and once by the scores
 *.source.json        from which scores each was chosen
+left-out.jsonl       questions that no host model is asked: their videos cannot be read
 answers/HOST/ARM/    stage 3: `outcomes.jsonl` when done; `journal/`, `lmms-eval/`, `log.txt`
 report.{md,json,html}    stage 4
 """
@@ -103,6 +104,7 @@ class RunDir:
         self.plan = root / "run.json"
         self.scripted = root / "scripted"
         self.documents = root / "documents.jsonl"
+        self.left_out = root / "left-out.jsonl"
         self.scoring = root / "scores"
         self.answers = root / "answers"
 
@@ -164,9 +166,9 @@ class RunDir:
             was = there[f"{name}_sha256"]
             if there[name] == getattr(plan, name) and was != now:
                 raise ItgError(
-                    f"--run-dir {self.root}: holds a run of what --{name} {there[name]} held before "
-                    f"it changed (its hash was {was}, now {now}); name another folder, or remove "
-                    "this one"
+                    f"--run-dir {self.root}: holds a run of what --{name} {there[name]} held "
+                    f"before it changed (its hash was {was}, now {now}); name another folder, or "
+                    "remove this one"
                 )
         for name, value in asdict(plan).items():
             found = there[name]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from itg_data.errors import ItgError
+from itg_data.jsonl import read_jsonl
 from lmms_eval.api.instance import Instance, unwrap_generation_output
 from lmms_eval.api.model import lmms
 from lmms_eval.models import MODEL_REGISTRY_V2
@@ -38,7 +39,8 @@ from itg_eval.lmms.journal import Journal
 from itg_eval.lmms.keyed import KeyedRow, KeyedTasks
 from itg_eval.lmms.qwen import tell_true_times
 from itg_eval.lmms.show import Show
-from itg_eval.records import Key, Selections, format_key
+from itg_eval.records import Key, Selections, by_key, format_key
+from itg_eval.scores import Failure
 
 # lmms-eval's own log shows warnings only as well
 logger = logging.getLogger(__name__)
@@ -60,6 +62,8 @@ class ITG(lmms):
             frames, count it and say so.
         timestamps: Whether pictures come with their times, where the form allows it.
         journal: Folder for answers as they come; None keeps none.
+        left_out: File of the documents that are not asked, for their videos cannot be read; the
+            answer to them is empty. None where all are asked.
         inner_args: The host's own arguments.
 
     Raises:
@@ -78,6 +82,7 @@ class ITG(lmms):
         missing: str = "fail",
         timestamps: bool = True,
         journal: str | None = None,
+        left_out: str | None = None,
         **inner_args: Any,
     ) -> None:
         super().__init__()
@@ -86,6 +91,7 @@ class ITG(lmms):
         self._selections = _load_selections(selection, frames_sha)
         self._selection_file = selection
         self._shows_uniform = missing == "uniform"
+        self._left_out = set(by_key(read_jsonl(left_out, Failure))) if left_out else set[Key]()
         self._top_k = max(chosen.top_k for chosen in self._selections.values())
         host = _host_class(inner, force_simple=type(self).is_simple)
         form = choose_form(inner, host.is_simple, frames_as)
@@ -136,6 +142,14 @@ class ITG(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
         """Answers in text; written down as they come, if there is a journal."""
+        asked = [i for i, r in enumerate(requests) if _document(r) not in self._left_out]
+        answers: list[Any] = [""] * len(requests)
+        given = self._answer([requests[i] for i in asked])
+        for i, answer in zip(asked, given, strict=True):
+            answers[i] = answer
+        return answers
+
+    def _answer(self, requests: list[Instance]) -> list[Any]:
         if self._journal_folder is None:
             return self._delegate("generate_until", requests)
         self._check(requests)
@@ -161,8 +175,16 @@ class ITG(lmms):
         return self._delegate("generate_until_multi_round", requests)
 
     def _delegate(self, kind: str, requests: list[Instance]) -> list[Any]:
+        self._refuse_left_out(kind, requests)
         self._check(requests)
         return self._ask(kind, requests)
+
+    def _refuse_left_out(self, kind: str, requests: Sequence[Instance]) -> None:
+        """Only an answer in text can be empty."""
+        for request in requests:
+            if _document(request) in self._left_out:
+                where = format_key(_document(request))
+                raise ItgError(f"{where} is left out, and there is no empty answer to {kind}")
 
     def _ask(self, kind: str, requests: list[Instance]) -> list[Any]:
         prepared = [self._prepare(request) for request in requests]
