@@ -223,3 +223,29 @@ def test_an_arm_that_answered_other_questions_is_not_done(tmp_path):
     for there, is_done in ((outcomes, True), (outcomes[1:], False)):
         write_jsonl(tmp_path / "outcomes.jsonl", there)
         assert (load_answers(tmp_path, "a" * 64, DOCUMENTS) is not None) is is_done
+
+
+def test_an_arm_is_asked_anew_once_its_hosts_weights_have_changed_and_not_for_their_being_gone(
+    tmp_path,
+):
+    outcomes = [
+        Outcome(task=d.task, split=d.split, doc_id=d.doc_id, answer="A", is_correct=True)
+        for d in DOCUMENTS
+    ]
+    write_jsonl(tmp_path / "outcomes.jsonl", outcomes)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model.safetensors").write_bytes(b"1")
+    host = Host.parse(f"qwen3_vl,pretrained={weights}")
+    cost = Cost(frames_sha="a" * 64, seconds=1.0, num_questions=4, host_sha256=host.fingerprint())
+    write_atomic(tmp_path / "done.json", format_record(cost))
+
+    def is_done():
+        return load_answers(tmp_path, "a" * 64, DOCUMENTS, host.fingerprint()) is not None
+
+    assert is_done()
+    (weights / "model.safetensors").write_bytes(b"2")
+    assert not is_done()
+    (weights / "model.safetensors").unlink()
+    weights.rmdir()
+    assert is_done()

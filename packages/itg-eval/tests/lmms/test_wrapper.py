@@ -215,10 +215,10 @@ def test_lmms_evals_cache_does_not_answer_from_another_selection(task, selection
 def test_a_journal_gives_the_answers_of_a_killed_run_and_asks_the_rest(
     task, selections, probe, tmp_path
 ):
-    def ask(kind):
+    def ask(kind, batch_size=1):
         probe.seen.clear()
         args = (selections[kind], "frames_as=images", f"journal={tmp_path / 'journal'}")
-        results = task.evaluate("probe", *args)
+        results = task.evaluate("probe", *args, batch_size=batch_size)
         answers = [s["filtered_resps"] for s in results["samples"]["itg_scripted"]]
         assert answers == [["C"]] * len(task.documents)
         return [seen.doc_id for seen in probe.seen]
@@ -226,6 +226,7 @@ def test_a_journal_gives_the_answers_of_a_killed_run_and_asks_the_rest(
     everything = ask("uniform")
     assert sorted(everything) == list(range(len(task.documents)))
     assert ask("uniform") == []
+    assert ask("uniform", batch_size=2) == [], "what was answered one by one stands"
     path = tmp_path / "journal" / "answers-000.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]) + lines[3][:20])

@@ -54,6 +54,8 @@ class Cost:
     seconds: float
     """Frames read and questions answered."""
     num_questions: int
+    host_sha256: str | None = None
+    """Fingerprints of the host's weights; None where they are in no local folder."""
 
     @property
     def seconds_per_question(self) -> float | None:

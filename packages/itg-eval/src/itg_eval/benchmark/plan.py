@@ -15,13 +15,15 @@ report.{md,json,html}    stage 4
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from itg_data.errors import ItgError, RecordError
 from itg_data.files import write_atomic
 from itg_data.jsonl import format_record, parse_record
+
+from itg_eval.lmms.arguments import fingerprint_weights, redact
 
 RecordT = TypeVar("RecordT")
 
@@ -35,7 +37,8 @@ class Host:
 
     id: str
     args: str
-    """As lmms-eval takes them, such as `pretrained=Qwen/Qwen3-VL-8B-Instruct`."""
+    """As lmms-eval takes them, such as `pretrained=Qwen/Qwen3-VL-8B-Instruct`. May hold secrets:
+    write `public_args`."""
 
     @classmethod
     def parse(cls, text: str) -> "Host":
@@ -46,9 +49,9 @@ class Host:
         """
         name, _, args = text.partition(",")
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ItgError(f"--host must be ID or ID,key=value,..., got {text!r:.200}")
+            raise ItgError(f"--host must be ID or ID,key=value,..., got {redact(text)!r:.200}")
         if args and not all("=" in arg for arg in args.split(",")):
-            raise ItgError(f"--host {name}: arguments must be key=value, got {args!r:.200}")
+            raise ItgError(f"--host {name}: arguments must be key=value, got {redact(args)!r:.200}")
         return cls(id=name, args=args)
 
     @property
@@ -65,8 +68,18 @@ class Host:
 
     @property
     def folder(self) -> str:
-        """A name of its own for its files."""
-        return f"{self.id}-{hashlib.sha256(self.args.encode()).hexdigest()[:8]}"
+        """A name of its own for its files; another API key leaves it as it is."""
+        return f"{self.id}-{hashlib.sha256(self.public_args.encode()).hexdigest()[:8]}"
+
+    @property
+    def public_args(self) -> str:
+        """Its arguments with secrets hidden."""
+        return redact(self.args)
+
+    def fingerprint(self) -> str | None:
+        """Tells its weights from others that lay there before; None if they are in no folder."""
+        pairs = (arg.partition("=") for arg in self.args.split(","))
+        return fingerprint_weights({name: value for name, _, value in pairs})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +155,7 @@ class RunDir:
         """Makes the folder of a host."""
         folder = self.answers / host.folder
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "host.json", format_record(host))
+        write_atomic(folder / "host.json", format_record(replace(host, args=host.public_args)))
 
     def report(self, suffix: str) -> Path:
         """The report in one of its forms."""

@@ -83,14 +83,16 @@ def write_report(run_dir: RunDir) -> Table:
     tables: list[HostTable] = []
     for host in run_dir.hosts():
         loaded = {
-            arm: load_answers(run_dir.arm(host, arm), found.sha256, documents)
+            arm: load_answers(run_dir.arm(host, arm), found.sha256, documents, host.fingerprint())
             for arm, found in selections.items()
         }
         answers = {arm: found for arm, found in loaded.items() if found is not None}
         if len(answers) == len(ARMS):
             tables.append(tabulate(host, plan, documents, answers, without))
         else:
-            logger.warning("%s has not answered everything and is left out", host.label)
+            logger.warning(
+                "%s has not answered everything, or has changed since; it is left out", host.label
+            )
     if not tables:
         raise ItgError(f"{run_dir.root}: no host has answered everything yet")
     table = Table(

@@ -83,7 +83,7 @@ def tabulate(
         rows.append(_compare(host, plan, ALL_TASKS, None, pooled, answers))
     return HostTable(
         host=host.label,
-        args=host.args,
+        args=host.public_args,
         rows=tuple(rows),
         num_repeated=len(documents) - len(pooled),
         seconds_per_question={arm: answers[arm].cost.seconds_per_question for arm in ARMS},

@@ -31,6 +31,7 @@ from lmms_eval.models import MODEL_REGISTRY_V2
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.models.registry_v2 import ModelRegistryV2
 
+from itg_eval.lmms.arguments import identify, read_secrets
 from itg_eval.lmms.documents import document_of, video_path
 from itg_eval.lmms.entry import SHADOW_VARIABLE, builtin_manifests
 from itg_eval.lmms.forms import choose_form, frame_count
@@ -95,7 +96,8 @@ class ITG(lmms):
         self._top_k = max(chosen.top_k for chosen in self._selections.values())
         host = _host_class(inner, force_simple=type(self).is_simple)
         form = choose_form(inner, host.is_simple, frames_as)
-        arguments = {**inner_args, **frame_count(inner, inner_args, self._top_k)}
+        arguments = {**inner_args, **read_secrets()}
+        arguments |= frame_count(inner, inner_args, self._top_k)
         self._inner: lmms = host(**arguments)
         self.is_simple = host.is_simple
         self.task_dict = KeyedTasks()
@@ -105,7 +107,7 @@ class ITG(lmms):
         if form == "video_list":
             tell_true_times(host)
         self._tasks_own: dict[str, Callable[..., Any]] = {}
-        identity = [inner, str(sorted(arguments.items())), form, str(timestamps), missing]
+        identity = [inner, *identify(arguments), form, str(timestamps)]
         self._journal_identity = [*identity, self._selections.sha256]
         self._journal_folder = None if journal is None else Path(str(journal))
 
