@@ -211,7 +211,9 @@ class Select:
     policy_param: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")
     ] = ()
-    """A parameter of the policy, such as min_gap_s=5; may be given several times."""
+    """A parameter of the policy, such as min_gap_s=5; may be given several times. Of q-frame, tau
+    goes with the scale of the scores: 0.8 suits logits of 10 to 30, 0.1 a grounder's probabilities,
+    0.008 the cosines of a text-image model."""
 
     output: str = "-"
     """File for the selections, or - for stdout."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePath
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from itg_data.errors import RecordError
 from itg_data.jsonl import read_jsonl
@@ -154,6 +154,9 @@ class DocumentSelection:
     """When each is shown, counted from the first frame of the file."""
     scores: tuple[float | None, ...]
     """None for a frame that has no score."""
+    seed: int | None = None
+    """Seed of this document's draw, made of the policy's and the document's key; None where nothing
+    is drawn."""
 
     def __post_init__(self) -> None:
         _check_key(self.task, self.split, self.doc_id)
@@ -169,6 +172,8 @@ class DocumentSelection:
             raise RecordError(
                 f"source_idx must hold 1..top_k ({self.top_k}) frames, got {len(self.source_idx)}"
             )
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise RecordError(f"seed must be in 0..2**63 - 1, got {self.seed!r:.80}")
 
     @property
     def key(self) -> Key:
@@ -188,7 +193,8 @@ class Selections(Mapping[Key, DocumentSelection]):
     def __init__(self, selections: Iterable[DocumentSelection]) -> None:
         self._by_key = by_key(selections)
         lines = [
-            json.dumps(to_json(self._by_key[key]), sort_keys=True) for key in sorted(self._by_key)
+            json.dumps(_to_hashed(self._by_key[key]), sort_keys=True)
+            for key in sorted(self._by_key)
         ]
         self.sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -236,6 +242,14 @@ class Selections(Mapping[Key, DocumentSelection]):
 
     def __len__(self) -> int:
         return len(self._by_key)
+
+
+def _to_hashed(selection: DocumentSelection) -> dict[str, Any]:
+    """What counts of a selection; a seed that there is not does not, for it came later."""
+    fields = to_json(selection)
+    return (
+        fields if selection.seed is not None else {k: v for k, v in fields.items() if k != "seed"}
+    )
 
 
 def by_key(records: Iterable[KeyedT]) -> dict[Key, KeyedT]:

@@ -67,7 +67,8 @@ class Run:
     """How frames are chosen by their scores; see `itg-eval select --help`."""
 
     policy_param: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="NAME=VALUE")] = ()
-    """A parameter of the policy; may be given several times."""
+    """A parameter of the policy; may be given several times. For q-frame with a grounder say
+    tau=0.1."""
 
     rate_hz: float = 1.0
     """Frames scored per second of video."""
