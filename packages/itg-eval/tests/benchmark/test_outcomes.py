@@ -52,6 +52,15 @@ def test_of_several_results_the_newest_count(tmp_path):
     assert cost.seconds == 2.0
 
 
+def test_a_document_that_is_there_twice_is_refused(tmp_path):
+    samples = [
+        {"doc_id": n, "filtered_resps": ["A"], "itg_scripted_acc": 1.0} for n in (0, 1, 2, 1)
+    ]
+    write(tmp_path, samples=samples)
+    with pytest.raises(ItgError, match=r"samples_itg_scripted\.jsonl: document 1 is there twice"):
+        read_outcomes(tmp_path, DOCUMENTS, SHA)
+
+
 def test_nothing_measured_is_said_as_such(tmp_path):
     write(tmp_path, {**SUMMARY, "throughput": None})
     assert read_outcomes(tmp_path, DOCUMENTS, SHA)[1].seconds_per_question is None

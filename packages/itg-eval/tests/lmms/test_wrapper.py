@@ -235,6 +235,23 @@ def test_a_journal_gives_the_answers_of_a_killed_run_and_asks_the_rest(
     assert ask("labelled") == everything, "answers belong to one selection"
 
 
+def test_the_cost_is_that_of_all_questions_however_many_calls_they_took(
+    task, selections, probe, tmp_path, monkeypatch
+):
+    from itg_eval.lmms import wrapper
+
+    monkeypatch.setattr(wrapper, "_BATCHES_PER_CALL", 2)
+    clock = iter(range(1000))
+    monkeypatch.setattr(wrapper.time, "perf_counter", lambda: float(next(clock)))
+    results = task.evaluate(
+        "probe", selections["uniform"], "frames_as=images", f"journal={tmp_path / 'journal'}"
+    )
+    told = results["throughput"]
+    assert told["avg_itg_questions"] == len(task.documents)
+    # a second a call of two
+    assert told["avg_itg_seconds"] == -(-len(task.documents) // 2)
+
+
 def test_likelihoods_and_rounds_are_shown_the_frames_too(task, selections, probe, frames_of):
     from itg_eval.lmms.wrapper import ITG, SimpleITG
     from lmms_eval.api.instance import Instance

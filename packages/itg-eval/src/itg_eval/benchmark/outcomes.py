@@ -8,7 +8,7 @@ option's letter out of that: it counts as not answered.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def read_outcomes(
         task = document.task
         if task not in samples:
             path = newest.with_name(f"{stem}_samples_{task}.jsonl")
-            samples[task] = {sample["doc_id"]: sample for sample in _read_samples(path)}
+            samples[task] = _read_samples(path)
         sample = samples[task].get(document.doc_id)
         if sample is None:
             raise ItgError(f"{folder}: document {document.doc_id} of {task} was not answered")
@@ -130,7 +130,7 @@ def refuse_failed(outcomes: Iterable[Outcome]) -> None:
 
 
 def _read_cost(summary: dict[str, Any], frames_sha: str) -> Cost:
-    """The means over calls that the wrapper logged; with all answers resumed there are none."""
+    """What the wrapper logged, once for all its questions; with all answers resumed it did not."""
     throughput: dict[str, Any] = summary.get("throughput") or {}
     return Cost(
         frames_sha=frames_sha,
@@ -151,15 +151,22 @@ def _to_text(answer: Any) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _read_samples(path: Path) -> Iterator[dict[str, Any]]:
+def _read_samples(path: Path) -> dict[int, dict[str, Any]]:
+    """By the document's number."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise ItgError(f"{path}: {error.strerror or error}") from None
+    samples: dict[int, dict[str, Any]] = {}
     for line in filter(None, lines):
         sample = _parse(path, line)
-        if isinstance(sample.get("doc_id"), int):
-            yield sample
+        doc_id = sample.get("doc_id")
+        if not isinstance(doc_id, int):
+            continue
+        if doc_id in samples:
+            raise ItgError(f"{path}: document {doc_id} is there twice, which counts is not known")
+        samples[doc_id] = sample
+    return samples
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class ITG(lmms):
         self._tasks_own: dict[str, Callable[..., Any]] = {}
         identity = [inner, *identify(arguments), form, str(timestamps)]
         self._journal_identity = [*identity, self._selections.sha256]
+        self._seconds, self._num_asked = 0.0, 0
         self._journal_folder = None if journal is None else Path(str(journal))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -166,6 +167,7 @@ class ITG(lmms):
             for i, answer in zip(chunk, given, strict=True):
                 answers[i] = answer
                 journal.add(keys[i], str(unwrap_generation_output(answer)[0]))
+        self._log_cost()
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
@@ -179,7 +181,9 @@ class ITG(lmms):
     def _delegate(self, kind: str, requests: list[Instance]) -> list[Any]:
         self._refuse_left_out(kind, requests)
         self._check(requests)
-        return self._ask(kind, requests)
+        answers = self._ask(kind, requests)
+        self._log_cost()
+        return answers
 
     def _refuse_left_out(self, kind: str, requests: Sequence[Instance]) -> None:
         """Only an answer in text can be empty."""
@@ -192,10 +196,21 @@ class ITG(lmms):
         prepared = [self._prepare(request) for request in requests]
         started_s = time.perf_counter()
         answers = getattr(self._inner, kind)(prepared)
-        seconds = time.perf_counter() - started_s
-        # the one way in which a model can put figures into lmms-eval's results, as means over calls
-        log_metrics(0.0, 0, 0.0, {"itg_seconds": seconds, "itg_questions": len(requests)})
+        self._seconds += time.perf_counter() - started_s
+        self._num_asked += len(requests)
         return answers
+
+    def _log_cost(self) -> None:
+        """Tells what all asking cost since the last time.
+
+        The one way in which a model can put figures into lmms-eval's results, as means over calls:
+        so there is one call for all questions.
+        """
+        if self._num_asked:
+            log_metrics(
+                0.0, 0, 0.0, {"itg_seconds": self._seconds, "itg_questions": self._num_asked}
+            )
+        self._seconds, self._num_asked = 0.0, 0
 
     def _check(self, requests: Sequence[Instance]) -> None:
         """Finds out before anything is asked what has no selection, or one for another question."""
