@@ -393,6 +393,11 @@ def test_the_command_tells_by_its_exit_code_that_a_video_failed(
         (["--documents", "DOCS", "--device", "cuda:99"], "device cuda:99 was asked for"),
         (["--documents", "DOCS", "--model", "no/such/model"], "no/such/model: no such directory"),
         (["--documents", "DOCS", "--save-embeddings"], "embeds no questions"),
+        (["--documents", "DOCS", "--split", "x"], "--split makes no difference with --documents"),
+        (["--task", "t", "--split", "x"], "--split makes no difference with --task"),
+        (["--documents", "DOCS", "--include-path", "x"], "--include-path makes no difference"),
+        (["--records", "DOCS", "--include-path", "x"], "--include-path makes no difference"),
+        (["--task", "t", "--include-path", "/none"], "--include-path /none: no such folder"),
     ],
 )
 def test_bad_input_exits_2_with_one_line(

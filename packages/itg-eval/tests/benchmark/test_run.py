@@ -131,12 +131,53 @@ def test_a_run_without_a_task_a_host_or_sense_is_refused_at_once(tmp_path, capsy
         ("--task", "videomme", "--host", "oryx"): "no form is known in which oryx (simple) takes",
         ("--task", "videomme", "--host", "qwen3_vl,frames_as=film"): "frames_as must be one of",
         ("--task", "videomme", "--host", "llava_vid,max_frames_num=64"): "selected frames, 32, got",
+        ("--task", "videomme", "--include-path", "/none"): "--include-path /none: no such folder",
+        ("--task", "videomme", "--host", "qwen3_vl", "--device", "cuda:99"): "device cuda:99 was",
+        ("--task", "videomme", "--host", "qwen3_vl", "--dtype", "nonsense"): "nonsense",
     }.items():
         assert main([*base, *more]) == 2, more
         complaint = capsys.readouterr().err
         assert said in complaint
         assert complaint.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--device", "cuda:7"),
+        ("--dtype", "nonsense"),
+        ("--rate-hz", "2"),
+        ("--max-frames", "9"),
+    ],
+)
+def test_an_option_of_scoring_is_refused_where_scores_were_made_before(option, tmp_path, capsys):
+    from itg_eval.cli import main
+
+    (tmp_path / "s.jsonl").write_bytes(b"")
+    arguments = ["run", "--task", "videomme", "--scores", str(tmp_path / "s.jsonl")]
+    assert main([*arguments, "--run-dir", str(tmp_path / "run"), *option]) == 2
+    assert f"{option[0]} makes no difference with --scores" in capsys.readouterr().err
+
+
+def test_run_is_not_for_torchrun(tmp_path, capsys, monkeypatch):
+    from itg_eval.cli import main
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    arguments = ["run", "--task", "videomme", "--model", "m", "--run-dir", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    assert "call it without torchrun, with --num-processes N" in capsys.readouterr().err
+
+
+def test_what_a_launcher_left_in_the_environment_does_not_reach_a_child(monkeypatch, tmp_path):
+    from itg_eval.benchmark.children import run_child
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "3")
+    code = "import os; print([n for n in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') if n in os.environ])"
+    with (tmp_path / "out").open("w") as out:
+        assert run_child([sys.executable, "-c", code], env={}, stdout=out) == 0
+    assert (tmp_path / "out").read_text() == "[]\n"
 
 
 @pytest.mark.parametrize("option", ["--model", "--scores"])

@@ -24,6 +24,7 @@ from itg_eval.benchmark.plan import Host, Plan, RunDir
 from itg_eval.benchmark.report import to_html, to_json, to_markdown
 from itg_eval.benchmark.run import Settings, run_stages, write_report
 from itg_eval.documents import load_task
+from itg_eval.options import check_folder, check_place, refuse_unused
 from itg_eval.scorers import fingerprint, hash_file
 from itg_eval.scripted.benchmark import TASK, ScriptedConfig, write_benchmark
 from itg_eval.selecting import check_request
@@ -102,18 +103,15 @@ class Run:
 
     def run(self) -> int:
         """Checks everything before anything costly starts."""
-        if not self.task:
-            raise ItgError("--task is missing: name a task of lmms-eval, or itg_scripted")
-        if (self.model is None) == (self.scores is None):
-            raise ItgError("name either --model, a grounder's checkpoint, or --scores, made before")
-        if self.scores is not None and not self.scores.is_file():
-            raise ItgError(f"--scores {self.scores}: no such file")
+        self._check_sources()
         hosts = [Host.parse(text) for text in self.host]
         plan, settings = self._to_plan(), self._to_settings()
         if not hosts and self.task != (TASK,):
             raise ItgError("--host is missing: name a model, such as qwen3_vl,pretrained=...")
         for host in hosts:
             check_host(host, plan.top_k)
+        if self.model is not None:
+            check_place(self.device, self.dtype)
         run_dir = RunDir(self.run_dir)
         if self.model is not None and not run_dir.scores(plan).exists():
             # before videos are written and hosts trained for it
@@ -126,6 +124,21 @@ class Run:
         sys.stdout.write(to_markdown(table))
         logger.info("the same as a page: %s", run_dir.report("html"))
         return 0
+
+    def _check_sources(self) -> None:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ItgError(
+                "run starts its own processes: call it without torchrun, with --num-processes N"
+            )
+        if not self.task:
+            raise ItgError("--task is missing: name a task of lmms-eval, or itg_scripted")
+        if (self.model is None) == (self.scores is None):
+            raise ItgError("name either --model, a grounder's checkpoint, or --scores, made before")
+        if self.scores is not None:
+            refuse_unused(self, ("rate_hz", "max_frames", "device", "dtype"), "--scores")
+            if not self.scores.is_file():
+                raise ItgError(f"--scores {self.scores}: no such file")
+        check_folder(self.include_path)
 
     def _to_plan(self) -> Plan:
         try:
