@@ -106,6 +106,7 @@ def test_a_row_without_a_question_is_refused_by_name(question):
     [
         ("/v/a.mp4", "/v/a.mp4"),
         ("/v/A.MKV", "/v/A.MKV"),
+        *[(f"/v/a{suffix}", f"/v/a{suffix}") for suffix in (".wmv", ".3gp", ".ogv")],
         ({"type": "video", "url": "/v/a.webm"}, "/v/a.webm"),
         ({"type": "video", "path": "/v/a.avi"}, "/v/a.avi"),
         # of a part of a video nothing is known: scores are of the whole
