@@ -20,7 +20,7 @@ from itg_data.jsonl import format_record, read_jsonl, write_jsonl
 from itg_data.progress import show_progress
 
 from itg_eval.benchmark.children import run_child, to_launcher
-from itg_eval.benchmark.outcomes import Cost, Outcome, read_outcomes
+from itg_eval.benchmark.outcomes import Cost, Outcome, RequestsFailedError, read_outcomes
 from itg_eval.benchmark.plan import Host, read_record
 from itg_eval.lmms.arguments import HIDDEN, SECRETS_VARIABLE, split_secrets
 from itg_eval.lmms.entry import SHADOW_VARIABLE, is_builtin, is_simple_model
@@ -87,6 +87,8 @@ def answer(arm: Arm, documents: Sequence[Document]) -> Answers:
     _run_lmms_eval(arm, frames_sha, documents)
     try:
         outcomes, cost = read_outcomes(output, documents, frames_sha)
+    except RequestsFailedError:
+        raise  # the log knows no more
     except ItgError as error:
         raise ItgError(f"{error}; {_last_words(arm.folder / 'log.txt')}") from None
     cost = replace(cost, host_sha256=host_sha256)
@@ -187,14 +189,13 @@ def _run_lmms_eval(arm: Arm, frames_sha: str, documents: Sequence[Document]) -> 
     command, needed = to_command(arm, frames_sha), to_environment(arm)
     title = f"{arm.host.label}, {arm.name} frames"
     journal, log_path = _journal(arm, frames_sha), arm.folder / "log.txt"
+    shown = {n: HIDDEN if n == SECRETS_VARIABLE else value for n, value in needed.items()}
+    variables = [f"{name}={value}" for name, value in shown.items()]
+    write_atomic(log_path, shlex.join([*variables, *command]) + "\n")
     with (
-        log_path.open("w", encoding="utf-8") as log,
+        log_path.open("a", encoding="utf-8") as log,
         show_progress(title, len(documents), unit="questions") as advance,
     ):
-        shown = {n: HIDDEN if n == SECRETS_VARIABLE else value for n, value in needed.items()}
-        variables = [f"{name}={value}" for name, value in shown.items()]
-        log.write(shlex.join([*variables, *command]) + "\n")
-        log.flush()
         logger.info("%s: lmms-eval starts, its log is %s", title, log_path)
 
         num_seen = 0

@@ -22,6 +22,10 @@ from itg_eval.records import Document, Key, format_key
 WRAPPER = "itg_eval.lmms.wrapper."
 
 
+class RequestsFailedError(ItgError):
+    """A host behind an API gave no answer to some questions; asked again, it may."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """Whether a document was answered rightly."""
@@ -77,8 +81,8 @@ def read_outcomes(
         An outcome per document, in their order, and the cost.
 
     Raises:
-        ItgError: There are no results, not those of our wrapper, or not of all documents; or
-            requests failed.
+        RequestsFailedError: Requests failed.
+        ItgError: There are no results, not those of our wrapper, or not of all documents.
     """
     results = sorted(folder.rglob("*_results.json"))
     if not results:
@@ -118,12 +122,12 @@ def refuse_failed(outcomes: Iterable[Outcome]) -> None:
     """Lets no request that failed pass for an answer.
 
     Raises:
-        ItgError: There is one; the message says how many, and of what the first one failed.
+        RequestsFailedError: There is one; the message says how many, and why the first one did.
     """
     failed = [outcome for outcome in outcomes if is_failed(outcome.answer)]
     if failed:
         where = format_key(failed[0].key)
-        raise ItgError(
+        raise RequestsFailedError(
             f"{len(failed)} requests failed, the first is {where}: {failed[0].answer:.300}; see to "
             "that and run the same again, what was answered is kept"
         )
