@@ -96,10 +96,12 @@ def test_one_video_has_no_interval_and_nothing_is_sure_of_it():
 
 
 @pytest.mark.parametrize(("num_videos", "warns"), [(2, True), (9, True), (10, False)])
-def test_few_videos_come_with_a_warning(num_videos, warns):
+def test_few_videos_come_with_a_warning_and_are_sure_of_nothing(num_videos, warns):
     documents = [ask("videomme", f"{n}.mp4", 0, n) for n in range(num_videos)]
-    text = to_markdown(to_table(tabulate_answers(documents, lambda arm, d: d.doc_id == 0)))
-    assert (f"fewer than 10 videos (the least on {num_videos})" in text) is warns
+    host = tabulate_answers(documents, lambda arm, d: arm == "grounded")
+    said = f"fewer than 10 videos (the least on {num_videos})"
+    assert (said in to_markdown(to_table(host))) is warns
+    assert host.rows[0].difference.verdict == ("unsure" if warns else "gain")
 
 
 @pytest.mark.parametrize(

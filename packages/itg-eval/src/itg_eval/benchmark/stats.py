@@ -39,7 +39,9 @@ class Difference:
 
     @property
     def verdict(self) -> Literal["gain", "loss", "unsure"]:
-        """What is certain: that the whole interval lies on one side of zero."""
+        """What is certain: the whole interval lies on one side of zero, and can be gone by."""
+        if self.num_groups < FEW_GROUPS:
+            return "unsure"
         if self.low is not None and self.low > 0:
             return "gain"
         return "loss" if self.high is not None and self.high < 0 else "unsure"
