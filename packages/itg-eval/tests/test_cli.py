@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -25,3 +26,15 @@ def test_an_unknown_command_is_refused(capsys):
         main(["guess"])
     assert caught.value.code == 2
     assert "guess" in capsys.readouterr().err
+
+
+def test_what_is_logged_cannot_write_to_the_terminal(tmp_path, capsys):
+    documents = tmp_path / "d.jsonl"
+    document = {"schema_version": 1, "task": "t", "split": "s", "doc_id": 0, "question": "q"}
+    documents.write_text(json.dumps(document | {"video": "\x1b[2Jno\n.mp4"}) + "\n")
+    arguments = ["score", "--documents", str(documents), "--model", "itg-tiny", "--device", "cpu"]
+    assert main([*arguments, "--output", str(tmp_path / "\x1b[2Jout")]) == 1
+    complaint = capsys.readouterr().err
+    assert r"\x1b[2Jno\n.mp4: no such file" in complaint
+    assert r"\x1b[2Jout/failed.jsonl" in complaint
+    assert "\x1b" not in complaint

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -141,6 +142,32 @@ def test_one_question_about_two_videos_of_one_name_is_told_apart_by_their_folder
         label = labels.find(make_scores(TRUTH, "q", f"/data/{folder}/a.mp4"))
         assert label is not None
         assert label.spans[0].start_s == start_s
+
+
+def test_a_label_of_a_video_of_the_same_name_in_another_folder_is_not_taken(tmp_path):
+    write_jsonl(tmp_path / "labels.jsonl", [make_record("q", "train/7.mp4")])
+    labels = read_labels(tmp_path / "labels.jsonl")
+    assert labels.find(make_scores(TRUTH, "q", "/d/heldout/7.mp4")) is None
+    assert labels.find(make_scores(TRUTH, "q", "/d/train/7.mp4")) is not None
+    assert labels.find(make_scores(TRUTH, "q", "/d/train/7.mkv")) is not None
+
+
+def test_two_labels_of_one_question_are_an_error_and_not_none(tmp_path):
+    row = {"video_uid": "a", "question": "q"}
+    rows = [row | {"clue_intervals": [[start, start + 1]]} for start in (0, 5)]
+    (tmp_path / "cg.json").write_text(json.dumps(rows))
+    with pytest.raises(RecordError, match="t/s/0 has 2 labels"):
+        read_labels(tmp_path / "cg.json").find(make_scores(TRUTH, "q", "/d/a.mp4"))
+
+
+def test_a_label_that_two_tasks_meet_in_is_counted_once_and_a_repeated_document_refused(tmp_path):
+    write_jsonl(tmp_path / "labels.jsonl", [make_record("q"), make_record("unscored")])
+    labels = read_labels(tmp_path / "labels.jsonl")
+    rows = [make_scores(TRUTH, "q"), dataclasses.replace(make_scores(TRUTH, "q"), task="t2")]
+    report = report_frames(rows, labels, [2])
+    assert (report.num_unscored, report.num_unlabelled) == (1, 0)
+    with pytest.raises(RecordError, match="t/s/0 is there twice"):
+        report_frames([rows[0], rows[0]], labels, [2])
 
 
 def test_cg_benchs_own_file_is_read(tmp_path, capsys):

@@ -127,6 +127,16 @@ def test_their_file_is_read_as_their_loaders_read_it(one_video, tmp_path):
     assert (tally.repeated, tally.unknown, tally.out_of_range) == (1, 1, 0)
 
 
+def test_a_line_that_names_no_video_is_of_its_questions(one_video, tmp_path):
+    unnamed = row(0)
+    del unnamed["video_path"]
+    write_rows(tmp_path / "r.jsonl", [unnamed, row(3, video_path="other.mp4")])
+    tally = Tally()
+    found = join_documents(read_results(tmp_path / "r.jsonl", tally), one_video, "m", tally)
+    assert [scores.doc_id for scores in found] == [0]
+    assert tally.other_video == ["3: other.mp4"]
+
+
 @pytest.mark.parametrize(
     "logits",
     [None, "high", [0.5], [0.1, 0.5, 0.2], [0.5, float("nan"), 0.2], [True, True, True]],

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from itg_data.sampling import SamplingConfig
 from itg_eval import scores as scores_module
 from itg_eval.cli import main
 from itg_eval.records import Document, DocumentScores
-from itg_eval.scores import Failure, Settings, read_ranks, score_documents
+from itg_eval.scores import Failure, read_ranks, score_documents
+from itg_eval.settings import Settings
+from itg_eval.shards import Line
 from itg_model import FrameGrounder
 
 
@@ -217,6 +220,97 @@ def test_scores_of_different_settings_are_never_mixed(
     assert len(read_scores(tmp_path)) == 1
 
 
+def test_two_commands_of_different_checkpoints_cannot_fill_one_folder(
+    documents, settings, grounder, tmp_path
+):
+    other = dataclasses.replace(settings, model="other", model_sha256="1" * 64)
+
+    def load_while_another_comes():
+        # the first has claimed the folder and scored nothing yet
+        with pytest.raises(ItgError, match="another process is making scores with model '/"):
+            score_documents(documents, other, lambda: grounder, tmp_path)
+        return Watched(grounder, stop_after=2)
+
+    with pytest.raises(KeyboardInterrupt):
+        score_documents(documents, settings, load_while_another_comes, tmp_path)
+    with pytest.raises(ItgError, match="holds scores with model '/"):
+        score_documents(documents, other, lambda: grounder, tmp_path)
+    assert score_documents(documents, settings, lambda: grounder, tmp_path).is_merged
+
+
+def test_a_line_made_with_other_settings_is_not_taken_over_whatever_the_folder_says(
+    documents, settings, grounder, tmp_path
+):
+    score_documents(documents, settings, lambda: grounder, tmp_path)
+    other = dataclasses.replace(settings, rate_hz=2.0)
+    (tmp_path / "settings.json").write_bytes(format_record(other))
+    watched = Watched(grounder)
+    score_documents(documents, other, lambda: watched, tmp_path)
+    assert len(watched.asked) == 9
+
+
+def test_a_video_replaced_at_its_path_is_scored_again(documents, settings, grounder, tmp_path):
+    video = tmp_path / "v.mp4"
+    video.write_bytes(Path(documents[0].video).read_bytes())
+    asked = [dataclasses.replace(documents[0], video=str(video)), documents[1]]
+    score_documents(asked, settings, lambda: grounder, tmp_path / "run")
+    video.write_bytes(Path(documents[2].video).read_bytes())
+    watched = Watched(grounder)
+    score_documents(asked, settings, lambda: watched, tmp_path / "run")
+    assert watched.encoded == [str(video)]
+    assert len(read_scores(tmp_path / "run")[0].scored.scores) == 8
+    # one that has gone cannot be scored again: what was found in it stands
+    video.unlink()
+    outcome = score_documents(asked, settings, lambda: watched, tmp_path / "run")
+    assert (outcome.num_scored, outcome.failures) == (2, ())
+
+
+def test_scores_that_do_not_say_of_which_file_they_are_are_made_again_and_counted(
+    documents, settings, grounder, tmp_path, caplog
+):
+    score_documents(documents[:2], settings, lambda: grounder, tmp_path)
+    shard = tmp_path / "shards" / "scores.rank0of1.jsonl"
+    unmarked = {"settings_sha256": None, "video_bytes": None, "video_mtime_ns": None}
+    rows = [dataclasses.replace(row, **unmarked) for row in read_jsonl(shard, DocumentScores)]
+    shard.write_bytes(b"".join(map(format_record, rows)))
+    watched = Watched(grounder)
+    score_documents(documents[:2], settings, lambda: watched, tmp_path)
+    assert len(watched.asked) == 2
+    assert "2 scores do not say of which file they are and are made again" in caplog.text
+
+
+def test_what_is_held_of_a_line_is_its_place_and_not_its_scores(
+    documents, settings, grounder, tmp_path
+):
+    score_documents(documents, settings, lambda: grounder, tmp_path)
+    found = scores_module._find_scored(tmp_path / "shards", documents, settings)
+    assert {type(line) for line in found.values()} == {Line}
+    assert {field.name for field in dataclasses.fields(Line)} == {"path", "start", "size"}
+
+
+def test_a_full_disk_is_named_with_the_shard(documents, settings, grounder, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Filling(Watched):
+        def score(self, video, question):
+            scored = super().score(video, question)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+            return scored
+
+    try:
+        with pytest.raises(ItgError, match=r"scores\.rank0of1\.jsonl: File too large"):
+            score_documents(documents, settings, lambda: Filling(grounder), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_path_cannot_write_to_the_terminal(documents, settings, grounder, tmp_path, caplog):
+    asked = [dataclasses.replace(documents[0], video="\x1b[2Jnone\n.mp4")]
+    score_documents(asked, settings, lambda: grounder, tmp_path)
+    assert r"\x1b[2Jnone\n.mp4: no such file" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
 def test_scores_whose_settings_are_lost_are_not_built_on(documents, settings, grounder, tmp_path):
     score_documents(documents[:1], settings, lambda: grounder, tmp_path)
     (tmp_path / "settings.json").unlink()
@@ -299,6 +393,11 @@ def test_the_command_tells_by_its_exit_code_that_a_video_failed(
         (["--documents", "DOCS", "--device", "cuda:99"], "device cuda:99 was asked for"),
         (["--documents", "DOCS", "--model", "no/such/model"], "no/such/model: no such directory"),
         (["--documents", "DOCS", "--save-embeddings"], "embeds no questions"),
+        (["--documents", "DOCS", "--split", "x"], "--split makes no difference with --documents"),
+        (["--task", "t", "--split", "x"], "--split makes no difference with --task"),
+        (["--documents", "DOCS", "--include-path", "x"], "--include-path makes no difference"),
+        (["--records", "DOCS", "--include-path", "x"], "--include-path makes no difference"),
+        (["--task", "t", "--include-path", "/none"], "--include-path /none: no such folder"),
     ],
 )
 def test_bad_input_exits_2_with_one_line(

@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -71,8 +73,11 @@ def test_a_policy_chooses_as_select_frames_does(policy, scores_file, tmp_path):
             "query_embedding": row.query_embedding,
         }
         params = {name: params[name] for name in policy_info(policy).arrays if name in params}
-        expected = select_frames(row.scored.scores, 4, policy, **params).tolist()
         chosen = selections[row.key]
+        assert (chosen.seed is not None) is (policy == "q-frame")
+        if chosen.seed is not None:
+            params["seed"] = chosen.seed
+        expected = select_frames(row.scored.scores, 4, policy, **params).tolist()
         assert len(expected) == min(4, len(row.scored.scores))
         assert chosen.source_idx == tuple(25 * i for i in expected)
         assert chosen.time_s == tuple(0.5 * i for i in expected)
@@ -89,6 +94,41 @@ def test_parameters_go_to_the_policy_and_into_the_record(scores_file, capsys):
     assert '"policy": "min-gap(min_gap_s=2)"' in lines[0]
     assert '"source_idx": [25, 125]' in lines[0]
     assert captured.err == "itg-eval: chose frames for 3 questions\n"
+
+
+def test_each_document_has_a_draw_of_its_own_that_its_record_tells_of():
+    values = [0.5] * 64
+    draws = [select_document(make_scores(values, n), "q-frame", 4, {"seed": 1}) for n in range(20)]
+    assert len({draw.source_idx for draw in draws}) == 20
+    assert {draw.policy for draw in draws} == {"q-frame(seed=1)"}
+    # the same again, and another for another seed
+    again = select_document(make_scores(values, 3), "q-frame", 4, {"seed": 1})
+    assert again == draws[3]
+    other = select_document(make_scores(values, 3), "q-frame", 4, {"seed": 2})
+    assert other.source_idx != draws[3].source_idx
+
+
+def test_a_seed_that_there_is_not_leaves_the_hash_of_a_selection_as_it_was():
+    selection = select_document(make_scores(), "top-k", 2, {})
+    fields = dataclasses.asdict(selection)
+    del fields["seed"]
+    line = json.dumps({"schema_version": 1, **fields}, sort_keys=True)
+    assert Selections([selection]).sha256 == hashlib.sha256(line.encode()).hexdigest()
+    drawn = dataclasses.replace(selection, seed=1)
+    assert Selections([drawn]).sha256 != Selections([selection]).sha256
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        (["--policy", "q-frame"], True),
+        (["--policy", "q-frame", "--policy-param", "tau=0.05"], False),
+        (["--policy", "top-k"], False),
+    ],
+)
+def test_a_draw_to_which_the_scores_hardly_matter_is_warned_of(options, warns, scores_file, capsys):
+    assert main(["select", "--scores", str(scores_file), "--output", "/dev/null", *options]) == 0
+    assert ("drawn nearly at random" in capsys.readouterr().err) is warns
 
 
 def test_fewer_frames_than_asked_for_are_all_taken_and_counted(scores_file, capsys):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from itg_eval.records import DocumentScores, Selections
 from itg_eval.text_image import TextImageScorer
 from itg_model import CheckpointError
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 SAMPLING = SamplingConfig()
@@ -94,6 +96,34 @@ def test_what_is_no_dual_encoder_is_refused(grounder_dir, text_image_dir, tmp_pa
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         TextImageScorer.from_pretrained(tmp_path, "cpu")
+
+
+def test_a_checkpoint_whose_weights_are_not_whole_is_refused_in_one_line(text_image_dir, tmp_path):
+    def spoil(name, change):
+        target = tmp_path / name
+        shutil.copytree(text_image_dir, target)
+        change(target / "model.safetensors")
+        with pytest.raises(CheckpointError) as caught:
+            TextImageScorer.from_pretrained(target, "cpu")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    def change_tensor(value):
+        def change(path):
+            tensors = load_file(path)
+            name = next(n for n in sorted(tensors) if n.endswith("post_layernorm.weight"))
+            del tensors[name]
+            if value is not None:
+                tensors[name] = value
+            save_file(tensors, path, metadata={"format": "pt"})
+
+        return change
+
+    assert "1 missing keys, such as " in spoil("missing", change_tensor(None))
+    spoil("shape", change_tensor(torch.zeros(5)))
+    torn = spoil("torn", lambda path: path.write_bytes(path.read_bytes()[:-100]))
+    assert "cannot be loaded: " in torn
+    assert "cannot be loaded: " in spoil("zeros", lambda path: path.write_bytes(b"\0" * 64))
 
 
 def test_scores_that_are_no_numbers_are_refused(scorer, videos):

@@ -286,6 +286,21 @@ def test_records_name_the_policy_with_what_was_set():
     )
 
 
+@pytest.mark.parametrize(
+    ("number", "spelt"),
+    [
+        (12345678, "12345678"),
+        (10_000_000, "10000000"),
+        (2**62 + 1, "4611686018427387905"),
+        (0.1234567, "0.1234567"),
+        (0.008, "0.008"),
+    ],
+)
+def test_records_tell_every_number_from_its_neighbours(number, spelt):
+    name = "seed" if isinstance(number, int) else "tau"
+    assert describe_policy("q-frame", {name: number}) == f"q-frame({name}={spelt})"
+
+
 def test_policies_other_than_top_k_do_not_wait_for_torch():
     code = (
         "import sys; from itg_model.policies import policy_names, select_frames\n"

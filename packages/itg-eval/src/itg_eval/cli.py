@@ -11,12 +11,19 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import tyro
-from itg_data.errors import ItgError, in_one_line
+from itg_data.errors import ItgError, in_one_line, to_one_line
 
 from itg_eval.benchmark.commands import Documents, Report, Run, Scripted
 from itg_eval.commands import Frames, ImportResults, Score, Select
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+
+class _OneLine(logging.Formatter):
+    """Paths and names of others may hold what moves a terminal's cursor."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return to_one_line(super().formatMessage(record))
 
 
 class Command(Protocol):
@@ -41,9 +48,9 @@ COMMANDS: dict[str, type[Command]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="itg-eval: %(message)s", force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("itg-eval: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     for talkative in ("httpx", "numexpr", "torch", "transformers"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     try:

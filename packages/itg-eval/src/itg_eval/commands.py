@@ -22,11 +22,13 @@ from itg_model.policies import parse_policy_params
 from itg_eval.documents import load_task, read_documents, read_records
 from itg_eval.frame_report import format_table, report_frames
 from itg_eval.labels import read_labels
+from itg_eval.options import check_folder, refuse_unused
 from itg_eval.records import Document, DocumentScores, DocumentSelection, Selections
 from itg_eval.reference import Tally, join_documents, read_results
 from itg_eval.scorers import ScorerKind, fingerprint, load_scorer, pick_device
-from itg_eval.scores import MERGED, Asked, Outcome, Settings, read_ranks, score_documents
+from itg_eval.scores import MERGED, Outcome, read_ranks, score_documents
 from itg_eval.selecting import check_request, select_documents
+from itg_eval.settings import Asked, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,12 @@ class Source:
             raise ItgError("name the questions by one of --task, --documents and --records")
         if self.limit is not None and self.limit < 1:
             raise ItgError(f"--limit must be >= 1, got {self.limit}")
+        if self.records is None:
+            refuse_unused(self, ("split",), "--task" if self.task else "--documents")
+        if not self.task:
+            source = "--records" if self.documents is None else "--documents"
+            refuse_unused(self, ("include_path",), source)
+        check_folder(self.include_path)
         if self.task:
             return load_task(self.task, self.include_path, self.limit)
         if self.documents is not None:
@@ -210,7 +218,9 @@ class Select:
     policy_param: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")
     ] = ()
-    """A parameter of the policy, such as min_gap_s=5; may be given several times."""
+    """A parameter of the policy, such as min_gap_s=5; may be given several times. Of q-frame, tau
+    goes with the scale of the scores: 0.8 suits logits of 10 to 30, 0.1 a grounder's probabilities,
+    0.008 the cosines of a text-image model."""
 
     output: str = "-"
     """File for the selections, or - for stdout."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import numpy as np
 from itg_data.errors import RecordError
@@ -9,7 +10,7 @@ from itg_model.policies import select_frames
 
 from itg_eval.grounding import Measures, measure_scores, measure_selection, recall_at_iou
 from itg_eval.labels import Label, Labels
-from itg_eval.records import DocumentScores, Selections, format_key
+from itg_eval.records import DocumentScores, Key, Selections, format_key
 
 ALL = "all"
 
@@ -45,24 +46,30 @@ def report_frames(
         selections: Made from these scores.
 
     Raises:
-        RecordError: No document has a label; or a selection is missing, of another question, or
-            holds frames that were not scored.
+        RecordError: No document has a label, or one is there twice; or a selection is missing, of
+            another question, or holds frames that were not scored.
     """
     values: dict[tuple[str, str], list[Measures]] = {}
-    num_scored = num_labelled = num_unseen = 0
+    num_labelled = num_unseen = 0
+    seen: set[Key] = set()
+    met: set[tuple[str, PurePath]] = set()
     for of_document in scores:
-        num_scored += 1
+        if of_document.key in seen:
+            raise RecordError(f"{format_key(of_document.key)} is there twice")
+        seen.add(of_document.key)
         label = labels.find(of_document)
         if label is None:
             continue
         num_labelled += 1
+        # questions of two tasks may meet in one label
+        met.add((label.question_sha256, label.video))
         for method, measures in _measure(of_document, label, ks, selections):
             num_unseen += method == "scores" and "average_precision" not in measures
             for group in dict.fromkeys((ALL, label.group)):
                 values.setdefault((group, method), []).append(measures)
     if not num_labelled:
         raise RecordError(
-            f"none of the {num_scored} documents with scores has a label: the questions, or the "
+            f"none of the {len(seen)} documents with scores has a label: the questions, or the "
             "names of the videos, differ"
         )
     means: dict[str, dict[str, dict[str, float | int]]] = {}
@@ -70,8 +77,8 @@ def report_frames(
         means.setdefault(group, {})[method] = _average(rows)
     return FrameReport(
         means=means,
-        num_unlabelled=num_scored - num_labelled,
-        num_unscored=len(labels) - num_labelled,
+        num_unlabelled=len(seen) - num_labelled,
+        num_unscored=len(labels) - len(met),
         num_unseen=num_unseen,
     )
 

@@ -44,19 +44,25 @@ class Labels:
             RecordError: There are several that fit.
         """
         video = PurePath(scores.scored.video)
-        found = self._by_name.get((scores.question_sha256, video.stem), [])
+        found = [
+            label
+            for label in self._by_name.get((scores.question_sha256, video.stem), [])
+            if _ends_with(video, label.video)
+        ]
         if len(found) > 1:
-            found = [
-                label
-                for label in found
-                if video.parts[-len(label.video.parts) :] == label.video.parts
-            ]
-            if len(found) > 1:
-                raise RecordError(f"{format_key(scores.key)} has {len(found)} labels")
+            raise RecordError(f"{format_key(scores.key)} has {len(found)} labels, must have one")
         return found[0] if found else None
 
     def __len__(self) -> int:
         return sum(map(len, self._by_name.values()))
+
+
+def _ends_with(video: PurePath, tail: PurePath) -> bool:
+    """Whether a path ends in these folders; names of files are alike if they are without suffix."""
+    folders = tail.parent.parts
+    return video.stem == tail.stem and (
+        not folders or video.parent.parts[-len(folders) :] == folders
+    )
 
 
 def read_labels(path: str | Path) -> Labels:

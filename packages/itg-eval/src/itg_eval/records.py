@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePath
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from itg_data.errors import RecordError
 from itg_data.jsonl import read_jsonl
@@ -94,10 +94,16 @@ class DocumentScores:
     """File with the frames' embeddings, [T, D] as `.npy`, in the folder `embeddings` beside."""
     query_embedding: tuple[float, ...] | None = None
     """[D] embedding of the text asked; goes with `embeddings`."""
+    settings_sha256: str | None = None
+    """Hash of what the scorer was and how it looked; None where others made the scores."""
+    video_bytes: int | None = None
+    """Size of the video's file when it was scored."""
+    video_mtime_ns: int | None = None
+    """When that file was last written, in nanoseconds."""
 
     def __post_init__(self) -> None:
         _check_key(self.task, self.split, self.doc_id)
-        _check_sha256(self.question_sha256)
+        _check_sha256("question_sha256", self.question_sha256)
         _check_frames(self.fps, self.scored.source_idx, self.scored.time_s)
         _check_text("scored.video", self.scored.video)
         if self.embeddings is not None and not re.fullmatch(r"[0-9a-f]{64}\.npy", self.embeddings):
@@ -106,6 +112,8 @@ class DocumentScores:
             )
         if (self.embeddings is None) != (self.query_embedding is None):
             raise RecordError("embeddings and query_embedding must be there both or neither")
+        if self.settings_sha256 is not None:
+            _check_sha256("settings_sha256", self.settings_sha256)
 
     @property
     def key(self) -> Key:
@@ -146,11 +154,14 @@ class DocumentSelection:
     """When each is shown, counted from the first frame of the file."""
     scores: tuple[float | None, ...]
     """None for a frame that has no score."""
+    seed: int | None = None
+    """Seed of this document's draw, made of the policy's and the document's key; None where nothing
+    is drawn."""
 
     def __post_init__(self) -> None:
         _check_key(self.task, self.split, self.doc_id)
         _check_text("video", self.video)
-        _check_sha256(self.question_sha256)
+        _check_sha256("question_sha256", self.question_sha256)
         _check_frames(self.fps, self.source_idx, self.time_s)
         if len(self.scores) != len(self.source_idx):
             raise RecordError(
@@ -161,6 +172,8 @@ class DocumentSelection:
             raise RecordError(
                 f"source_idx must hold 1..top_k ({self.top_k}) frames, got {len(self.source_idx)}"
             )
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise RecordError(f"seed must be in 0..2**63 - 1, got {self.seed!r:.80}")
 
     @property
     def key(self) -> Key:
@@ -180,7 +193,8 @@ class Selections(Mapping[Key, DocumentSelection]):
     def __init__(self, selections: Iterable[DocumentSelection]) -> None:
         self._by_key = by_key(selections)
         lines = [
-            json.dumps(to_json(self._by_key[key]), sort_keys=True) for key in sorted(self._by_key)
+            json.dumps(_to_hashed(self._by_key[key]), sort_keys=True)
+            for key in sorted(self._by_key)
         ]
         self.sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -230,6 +244,14 @@ class Selections(Mapping[Key, DocumentSelection]):
         return len(self._by_key)
 
 
+def _to_hashed(selection: DocumentSelection) -> dict[str, Any]:
+    """What counts of a selection; a seed that there is not does not, for it came later."""
+    fields = to_json(selection)
+    return (
+        fields if selection.seed is not None else {k: v for k, v in fields.items() if k != "seed"}
+    )
+
+
 def by_key(records: Iterable[KeyedT]) -> dict[Key, KeyedT]:
     """Gathers records by document.
 
@@ -271,9 +293,9 @@ def _check_text(name: str, text: str) -> None:
         raise RecordError(f"{name} must be valid Unicode, got {text!r:.80}")
 
 
-def _check_sha256(text: str) -> None:
+def _check_sha256(name: str, text: str) -> None:
     if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise RecordError(f"question_sha256 must be 64 hex digits, got {text!r:.80}")
+        raise RecordError(f"{name} must be 64 hex digits, got {text!r:.80}")
 
 
 def _check_frames(fps: float, source_idx: tuple[int, ...], time_s: tuple[float, ...]) -> None:

@@ -137,8 +137,9 @@ def join_documents(
         result = results.get(document.doc_id)
         if result is None:
             continue
-        # folders differ between machines, file names do not
-        if PureWindowsPath(result.video).name != PureWindowsPath(document.video).name:
+        # folders differ between machines, file names do not; a line need not name its video
+        named = PureWindowsPath(result.video).name
+        if named and named != PureWindowsPath(document.video).name:
             tally.other_video.append(f"{document.doc_id}: {result.video}")
             continue
         try:

@@ -7,6 +7,7 @@ trained on in place gives other scores, and they must not be mixed.
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 ScorerKind = Literal["grounder", "text-image"]
 
-_WEIGHED = (".json", ".safetensors", ".txt", ".model")
+WEIGHED = (".json", ".safetensors", ".txt", ".model")
+"""Suffixes of the files that make a scorer's checkpoint."""
+
 _BLOCK_BYTES, _BLOCKS = 1 << 16, 64
 
 
@@ -88,10 +91,27 @@ def load_scorer(kind: ScorerKind, model: str, device: str, dtype: str) -> Scorer
     return TextImageScorer.from_pretrained(model, device, dtype)
 
 
-def fingerprint(model: str) -> str | None:
+def hash_file(path: str | Path) -> str:
+    """The SHA-256 of a file, in hex.
+
+    Raises:
+        ItgError: It cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ItgError(f"{path}: {error.strerror or error}") from None
+
+
+def fingerprint(model: str, suffixes: Collection[str] = WEIGHED) -> str | None:
     """Tells the content of a checkpoint directory from others, in milliseconds a file.
 
     Names, sizes and 64 blocks spread over each file are hashed: training moves every weight.
+
+    Args:
+        model: The directory.
+        suffixes: Of the files that count.
 
     Returns:
         64 hex digits; None where `model` is no directory here but a hub id.
@@ -101,7 +121,7 @@ def fingerprint(model: str) -> str | None:
         return None
     digest = hashlib.sha256()
     try:
-        for path in sorted(p for p in directory.iterdir() if p.suffix in _WEIGHED and p.is_file()):
+        for path in sorted(p for p in directory.iterdir() if p.suffix in suffixes and p.is_file()):
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode())
             with path.open("rb") as file:

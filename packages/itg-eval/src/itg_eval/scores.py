@@ -3,14 +3,14 @@
 The costly half, decoding a video and running the tower over it, is done once however many
 questions there are about it. Videos are dealt to the processes; each writes its own shards, one
 line a question as soon as it is scored (`itg_eval.shards`), so a run that is killed goes on where
-it was. The process that finds nothing missing merges: no process waits for another. A video that
+it was. A line says of which file and with which settings it was made, and counts for no other. The
+process that finds nothing missing merges: no process waits for another. A video that
 cannot be read is written aside with the reason and stops nothing.
 
 In the output folder: `settings.json`, `shards/`, and once all is done `scores.jsonl`,
 `failed.jsonl` and `results/TASK.jsonl`, the form that the reference's host models read.
 """
 
-import dataclasses
 import hashlib
 import logging
 import os
@@ -19,19 +19,19 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from itg_data.errors import ItgError, RecordError, VideoError
+from itg_data.errors import ItgError, VideoError, to_one_line
 from itg_data.files import replacing, write_atomic
 from itg_data.jsonl import format_record, parse_record
 from itg_data.progress import Advance, show_progress
-from itg_data.sampling import SamplingConfig, SamplingRule
 
 from itg_eval.documents import group_by_video
 from itg_eval.records import Document, DocumentScores, Key
 from itg_eval.reference import format_result
-from itg_eval.scorers import Embedder, Scorer, ScorerKind
+from itg_eval.scorers import Embedder, Scorer
+from itg_eval.settings import Settings, claiming
 from itg_eval.shards import Line, ShardWriter, merging, read_shards
 
 if TYPE_CHECKING:
@@ -39,44 +39,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Asked = Literal["context", "question"]
-"""What the scorer reads: the benchmark's whole prompt, as in the reference, or the question."""
-
 MERGED = "scores.jsonl"
 """The scores of all documents, in their order; there once all are scored or have failed."""
 
+Stamp = tuple[int, int]
+"""Size of a video's file in bytes and when it was last written, in nanoseconds."""
+
 EMBEDDINGS = "embeddings"
 """Folder of the frames' embeddings, beside the scores."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """What decides the scores; a folder holds those of one setting."""
-
-    scorer: ScorerKind
-    model: str
-    model_sha256: str | None
-    """Fingerprint of the checkpoint's files; None for a hub id."""
-    dtype: str
-    asked: Asked
-    rate_hz: float
-    max_frames: int | None
-    """None for what the scorer looks at by default."""
-    sampling_rule: SamplingRule
-    embeddings: bool
-    """Whether the frames' embeddings are kept."""
-
-    def to_sampling(self, max_frames: int) -> SamplingConfig:
-        """The sampling rule; `max_frames` is the scorer's default."""
-        return SamplingConfig(
-            rate_hz=self.rate_hz,
-            max_frames=max_frames if self.max_frames is None else self.max_frames,
-            rule=self.sampling_rule,
-        )
-
-    def text_of(self, document: Document) -> str:
-        """What the scorer is asked about a document."""
-        return (document.context if self.asked == "context" else "") or document.question
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +100,20 @@ def score_documents(
     """
     shards = folder / "shards"
     shards.mkdir(parents=True, exist_ok=True)
-    _claim(folder / "settings.json", settings)
+    with claiming(folder, settings):
+        _score_share(documents, settings, load, folder, rank, world_size)
+        return _merge(documents, settings, folder, world_size)
+
+
+def _score_share(
+    documents: Sequence[Document],
+    settings: Settings,
+    load: Callable[[], Scorer],
+    folder: Path,
+    rank: int,
+    world_size: int,
+) -> None:
+    shards = folder / "shards"
     share = dict(list(group_by_video(documents).items())[rank::world_size])
     with ExitStack() as stack:
         scores = stack.enter_context(ShardWriter(shards, "scores", rank, world_size))
@@ -148,7 +131,6 @@ def score_documents(
             total = sum(map(len, todo.values()))
             with show_progress(task, total, unit="questions", quiet=rank > 0) as advance:
                 _score_videos(todo, load(), settings, folder, scores, failed, advance)
-    return _merge(documents, settings, folder, world_size)
 
 
 def _score_videos(
@@ -171,22 +153,24 @@ def _score_videos(
         advance(num_done + num_failed, note)
 
     for video, documents in todo.items():
+        # before it is read: a file that is replaced meanwhile is scored again
+        stamp = _stamp(video)
         try:
             encoded = scorer.encode(video, sampling)
         except VideoError as error:
-            # a path may hold newlines; a complaint may not
-            said = " ".join(str(error).split())
+            said = to_one_line(str(error))
             logger.warning("%s; its %d questions get no scores", said, len(documents))
             num_failed += len(documents)
             for document in documents:
-                failed.append(_fail(document, error.reason))
+                failed.append(fail(document, error.reason))
             tell()
             continue
         if len(encoded.missing_source_idx):
-            logger.warning("%s: %d frames are missing", video, len(encoded.missing_source_idx))
+            num_missing = len(encoded.missing_source_idx)
+            logger.warning("%s: %d frames are missing", to_one_line(video), num_missing)
         embeddings = _save_embeddings(scorer, encoded, folder) if settings.embeddings else None
         for document in documents:
-            scores.append(_score(scorer, encoded, document, settings, embeddings))
+            scores.append(_score(scorer, encoded, document, settings, embeddings, stamp))
             num_done += 1
             tell()
 
@@ -197,6 +181,7 @@ def _score(
     document: Document,
     settings: Settings,
     embeddings: str | None,
+    stamp: Stamp | None,
 ) -> DocumentScores:
     text = settings.text_of(document)
     query = None
@@ -211,7 +196,19 @@ def _score(
         scored=scorer.score(encoded, text),
         embeddings=embeddings,
         query_embedding=query,
+        settings_sha256=settings.sha256,
+        video_bytes=None if stamp is None else stamp[0],
+        video_mtime_ns=None if stamp is None else stamp[1],
     )
+
+
+def _stamp(video: str) -> Stamp | None:
+    """Tells a file from another of the same path; None where there is none."""
+    try:
+        status = Path(video).stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _save_embeddings(scorer: Scorer, encoded: "EncodedVideo", folder: Path) -> str:
@@ -223,50 +220,44 @@ def _save_embeddings(scorer: Scorer, encoded: "EncodedVideo", folder: Path) -> s
     return name
 
 
-def _claim(path: Path, settings: Settings) -> None:
-    """Makes the folder one of these settings, or checks that it is."""
-    if not any(shard.stat().st_size for shard in path.parent.glob("shards/scores.*")):
-        # no score yet, perhaps because the checkpoint was misspelt: nothing to mix with
-        write_atomic(path, format_record(settings))
-        return
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ItgError(f"{path}: is missing, but there are scores; remove the folder") from None
-    except OSError as error:
-        raise ItgError(f"{path}: {error.strerror or error}") from None
-    try:
-        there = parse_record(content, Settings)
-    except RecordError as error:
-        raise RecordError(f"{path}: {error}") from None
-    if settings.model_sha256 is not None and there.model_sha256 == settings.model_sha256:
-        # the same checkpoint by another path
-        there = dataclasses.replace(there, model=settings.model)
-    for field in dataclasses.fields(settings):
-        old, new = getattr(there, field.name), getattr(settings, field.name)
-        if old != new:
-            raise ItgError(
-                f"{path.parent}: holds scores with {field.name} {old!r}, not {new!r}; name another "
-                "output folder, or remove this one"
-            )
-
-
 def _find_scored(
     shards: Path, documents: Iterable[Document], settings: Settings
-) -> dict[Key, Line[DocumentScores]]:
+) -> dict[Key, Line]:
     """Finds the scores that there are of these documents; of two, the first."""
     wanted = {document.key: document for document in documents}
-    found: dict[Key, Line[DocumentScores]] = {}
-    for line in read_shards(shards, "scores", DocumentScores):
-        document = wanted.get(line.record.key)
-        if (
-            document is not None
-            and line.record.key not in found
-            and line.record.answers(document)
-            and line.record.scored.question == settings.text_of(document)
-        ):
-            found[line.record.key] = line
+    stamp_of = {video: _stamp(video) for video in {d.video for d in wanted.values()}}
+    found: dict[Key, Line] = {}
+    num_unmarked = 0
+    for scores, line in read_shards(shards, "scores", DocumentScores):
+        document = wanted.get(scores.key)
+        if document is None or scores.key in found:
+            continue
+        if scores.settings_sha256 is None:
+            num_unmarked += 1
+        elif _holds(scores, document, settings, stamp_of[document.video]):
+            found[scores.key] = line
+    if num_unmarked:
+        logger.warning(
+            "%s: %d scores do not say of which file they are and are made again; an older itg-eval "
+            "wrote them",
+            to_one_line(str(shards)),
+            num_unmarked,
+        )
     return found
+
+
+def _holds(
+    scores: DocumentScores, document: Document, settings: Settings, stamp: Stamp | None
+) -> bool:
+    """Whether scores are those of this question about this file, by these settings."""
+    was = (scores.video_bytes, scores.video_mtime_ns)
+    return (
+        scores.answers(document)
+        and scores.scored.question == settings.text_of(document)
+        and scores.settings_sha256 == settings.sha256
+        # of a file that is gone there is nothing better than what was found in it
+        and stamp in (None, was)
+    )
 
 
 def _merge(
@@ -276,13 +267,13 @@ def _merge(
     with merging(shards):
         scored = _find_scored(shards, documents, settings)
         failures = {
-            line.record.key: line.record
-            for line in read_shards(shards, "failed", Failure, world_size)
+            failure.key: failure
+            for failure, _ in read_shards(shards, "failed", Failure, world_size)
         }
         without = [d.key for d in documents if d.key not in scored]
         is_merged = all(key in failures for key in without)
         if is_merged:
-            lines = [scored[d.key] for d in documents if d.key in scored]
+            lines = [(d.task, scored[d.key]) for d in documents if d.key in scored]
             _write_merged(lines, [failures[key] for key in without], folder)
     return Outcome(
         num_documents=len(documents),
@@ -293,24 +284,28 @@ def _merge(
 
 
 def _write_merged(
-    lines: Sequence[Line[DocumentScores]], failures: Sequence[Failure], folder: Path
+    lines: Sequence[tuple[str, Line]], failures: Sequence[Failure], folder: Path
 ) -> None:
+    """Writes tasks and lines into one file, and as the reference's results into one a task."""
     results = folder / "results"
     results.mkdir(exist_ok=True)
-    tasks = sorted({line.record.task for line in lines})
     with ExitStack() as stack:
-        parts = {t: stack.enter_context(replacing(results / f"{t}.jsonl")) for t in tasks}
-        files = {t: stack.enter_context(part.open("wb")) for t, part in parts.items()}
-        for line in lines:
-            files[line.record.task].write(format_result(line.record))
+        parts = {
+            task: stack.enter_context(replacing(results / f"{task}.jsonl"))
+            for task in sorted({task for task, _ in lines})
+        }
+        files = {task: stack.enter_context(part.open("wb")) for task, part in parts.items()}
+        for task, line in lines:
+            files[task].write(format_result(parse_record(line.read(), DocumentScores)))
     write_atomic(folder / "failed.jsonl", b"".join(map(format_record, failures)))
     # last: where it is, all is
     with replacing(folder / MERGED) as part, part.open("wb") as file:
-        for line in lines:
+        for _, line in lines:
             file.write(line.read())
 
 
-def _fail(document: Document, reason: str) -> Failure:
+def fail(document: Document, reason: str) -> Failure:
+    """Puts down why a document's video could not be used."""
     return Failure(
         task=document.task,
         split=document.split,

@@ -2,8 +2,8 @@
 
 A process appends one line a record and waits until the disk has it. Killed in the middle of a
 line, it cuts the torn line off when it comes back. What lies in the folder counts whoever wrote
-it, so a run may go on with another number of processes. Merging copies lines; nothing is held in
-memory but where they lie.
+it, so a run may go on with another number of processes. Merging copies lines; of those that were
+read, nothing is held in memory but where they lie.
 """
 
 import fcntl
@@ -11,13 +11,13 @@ import logging
 import os
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from itg_data.errors import ItgError, RecordError
+from itg_data.errors import ItgError, RecordError, to_one_line
 from itg_data.jsonl import format_record, parse_record
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,9 @@ RecordT = TypeVar("RecordT")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Line(Generic[RecordT]):
-    """A record and the place of its line."""
+class Line:
+    """The place of a record's line."""
 
-    record: RecordT
     path: Path
     start: int
     size: int
@@ -58,7 +57,7 @@ class ShardWriter:
     def __init__(
         self, folder: Path, stem: str, rank: int, world_size: int, *, fresh: bool = False
     ) -> None:
-        path = folder / f"{stem}.rank{rank}of{world_size}.jsonl"
+        self._path = path = folder / f"{stem}.rank{rank}of{world_size}.jsonl"
         self._file = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,10 +71,14 @@ class ShardWriter:
 
         Raises:
             RecordError: It holds what JSON cannot.
+            ItgError: It cannot be written.
         """
-        self._file.write(format_record(record))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(format_record(record))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:  # of a full disk, which names no file
+            raise ItgError(f"{self._path}: {error.strerror or error}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -86,13 +89,15 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        # after a failed write it fails once more
+        with nullcontext() if error is None else suppress(OSError):
+            self._file.close()
 
 
 def read_shards(
     folder: Path, stem: str, record_type: type[RecordT], world_size: int | None = None
-) -> Iterator[Line[RecordT]]:
-    """Reads the records of all shards.
+) -> Iterator[tuple[RecordT, Line]]:
+    """Reads the records of all shards, each with the place of its line.
 
     A last line without an end may still be being written, and is passed over. A line that is
     damaged otherwise is named in the log and passed over: what it held is made again.
@@ -114,9 +119,10 @@ def read_shards(
                 try:
                     record = parse_record(text, record_type)
                 except RecordError as error:
-                    logger.warning("%s:%d: %s; it is made again", path, number, error)
+                    said = to_one_line(f"{path}:{number}: {error}")
+                    logger.warning("%s; it is made again", said)
                 else:
-                    yield Line(record=record, path=path, start=start, size=len(text))
+                    yield record, Line(path=path, start=start, size=len(text))
                 start += len(text)
 
 

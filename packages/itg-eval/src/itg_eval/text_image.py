@@ -23,6 +23,7 @@ from itg_model.devices import resolve_device, resolve_dtype
 from itg_model.errors import CheckpointError
 from itg_model.frames import MAX_CHUNK_BYTES, EncodedVideo
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -64,12 +65,20 @@ class TextImageScorer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(directory, **local)
             image_processor = AutoImageProcessor.from_pretrained(directory, **local)
-            model = AutoModel.from_pretrained(
-                directory, dtype=of_type, use_safetensors=True, **local
+            model, loading = AutoModel.from_pretrained(
+                directory, dtype=of_type, use_safetensors=True, output_loading_info=True, **local
             )
-        except (OSError, ValueError, KeyError) as error:
+        # RuntimeError: a tensor of another shape
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise CheckpointError(f"{directory}: cannot be loaded: {reason}") from None
+        # transformers draws what is not there at random, at each start anew
+        for what in ("missing_keys", "mismatched_keys"):
+            if found := sorted(map(str, loading[what])):
+                raise CheckpointError(
+                    f"{directory}: {len(found)} {what.replace('_', ' ')}, such as {found[0]}: its "
+                    "weights are not whole; fetch or save the checkpoint again"
+                )
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             kind = model.config.model_type
             raise CheckpointError(f"{directory}: a {kind} model embeds no text and images alike")

@@ -38,6 +38,29 @@ def test_outcomes_come_in_the_order_of_the_questions_whatever_lmms_evals(tmp_pat
     assert cost.frames_sha == SHA
 
 
+def test_of_several_results_the_newest_count(tmp_path):
+    for hour, right in enumerate((0, 2, 1)):
+        samples = [
+            {"doc_id": n, "filtered_resps": ["A"], "itg_scripted_acc": float(n == right)}
+            for n in range(3)
+        ]
+        throughput = {"avg_itg_seconds": float(hour), "avg_itg_questions": 3.0}
+        stem = f"20261123_{hour:02}0000"
+        write(tmp_path, {**SUMMARY, "throughput": throughput}, samples, stem)
+    outcomes, cost = read_outcomes(tmp_path, DOCUMENTS, SHA)
+    assert [outcome.is_correct for outcome in outcomes] == [False, True, False]
+    assert cost.seconds == 2.0
+
+
+def test_a_document_that_is_there_twice_is_refused(tmp_path):
+    samples = [
+        {"doc_id": n, "filtered_resps": ["A"], "itg_scripted_acc": 1.0} for n in (0, 1, 2, 1)
+    ]
+    write(tmp_path, samples=samples)
+    with pytest.raises(ItgError, match=r"samples_itg_scripted\.jsonl: document 1 is there twice"):
+        read_outcomes(tmp_path, DOCUMENTS, SHA)
+
+
 def test_nothing_measured_is_said_as_such(tmp_path):
     write(tmp_path, {**SUMMARY, "throughput": None})
     assert read_outcomes(tmp_path, DOCUMENTS, SHA)[1].seconds_per_question is None
@@ -88,3 +111,31 @@ def test_what_a_host_says_is_kept_whatever_it_is(tmp_path):
         '{"not": "text"}',
         '["<script>"]',
     ]
+
+
+FAILED = "[LMMS_EVAL_REQUEST_FAILED after 1 retries] Connection error."
+
+
+@pytest.mark.parametrize("answer", [FAILED, [FAILED], [[FAILED]]], ids=["text", "list", "nested"])
+def test_requests_that_failed_are_no_answers_though_a_letter_can_be_read_out_of_them(
+    answer, tmp_path
+):
+    samples = [
+        {"doc_id": n, "filtered_resps": "D", "resps": answer if n else "D", "itg_scripted_acc": 1.0}
+        for n in range(3)
+    ]
+    write(tmp_path, samples=samples)
+    said = "2 requests failed, the first is itg_scripted/test/1: .*Connection error.*run the same"
+    with pytest.raises(ItgError, match=said):
+        read_outcomes(tmp_path, DOCUMENTS, SHA)
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_empty"),
+    [("", True), ([""], True), ([[" \n"]], True), (["A"], False), ("[x]", False)],
+)
+def test_an_answer_that_says_nothing_is_known_as_such(answer, is_empty, tmp_path):
+    sample = {"doc_id": 0, "filtered_resps": answer, "itg_scripted_acc": 0.0}
+    write(tmp_path, samples=[sample])
+    ((outcome,), _) = read_outcomes(tmp_path, DOCUMENTS[:1], SHA)
+    assert outcome.is_empty is is_empty

@@ -1,9 +1,14 @@
 import dataclasses
+import json
 
 import pytest
 from itg_data.errors import ItgError
+from itg_eval.benchmark import answers
 from itg_eval.benchmark.answers import Arm, to_command, to_environment
+from itg_eval.benchmark.outcomes import Cost, Outcome
 from itg_eval.benchmark.plan import Host, Plan, RunDir
+from itg_eval.benchmark.table import tabulate
+from itg_eval.records import Document
 
 PLAN = Plan(
     tasks=("videomme",),
@@ -98,3 +103,40 @@ def test_any_other_host_is_called_through_ours(tmp_path):
 def test_a_path_that_lmms_eval_would_cut_in_two_is_refused(tmp_path):
     with pytest.raises(ItgError, match="takes no path with a comma"):
         to_command(make_arm(tmp_path, folder=tmp_path / "a,b"), "a" * 64)
+
+
+def test_an_api_key_reaches_the_host_and_no_file(tmp_path, monkeypatch):
+    host = Host.parse("openai,model_version=x,api_key=sk-SECRET,max_retries=1")
+    arm = make_arm(tmp_path, host, folder=tmp_path / "run/arm")
+    monkeypatch.setattr(answers, "run_child", lambda command, **streams: None)
+    arm.folder.mkdir(parents=True)
+    answers._run_lmms_eval(arm, "a" * 64, [])
+    assert "sk-SECRET" not in " ".join(to_command(arm, "a" * 64))
+    assert "max_retries=1" in " ".join(to_command(arm, "a" * 64))
+    assert json.loads(to_environment(arm)["ITG_SECRET_ARGS"]) == {"api_key": "sk-SECRET"}
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.welcome(host)
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 2
+    assert "sk-SECRET" not in "".join(written)
+    # it is the same host, also under another key
+    (there,) = run_dir.hosts()
+    other = Host.parse("openai,model_version=x,api_key=sk-2,max_retries=1")
+    assert there.folder == host.folder == other.folder
+    assert tabulate_args(host) == "model_version=x,api_key=***,max_retries=1"
+
+
+def tabulate_args(host):
+    document = Document(task="t", split="s", doc_id=0, video="v.mp4", question="q")
+    outcome = Outcome(task="t", split="s", doc_id=0, answer="A", is_correct=True)
+    cost = Cost(frames_sha="a" * 64, seconds=0.0, num_questions=0)
+    given = answers.Answers(outcomes={document.key: outcome}, cost=cost)
+    both = dict.fromkeys(("uniform", "grounded"), given)
+    return tabulate(host, PLAN, [document], both, dict.fromkeys(both, 0)).args
+
+
+@pytest.mark.parametrize("text", ["a b,api_key=SECRET", "x,loose,api_key=SECRET"])
+def test_a_complaint_about_a_host_keeps_its_key(text):
+    with pytest.raises(ItgError, match="--host") as caught:
+        Host.parse(text)
+    assert "SECRET" not in str(caught.value)

@@ -59,10 +59,41 @@ def test_published_numbers_are_found_by_checkpoint_task_and_group(
     assert find_published("somebody/else", task, group) is None
 
 
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        "Qwen/Qwen3-VL-8B-Thinking",
+        "/runs/qwen3-vl-8b-pruned/step10",
+        "/runs/qwen3-vl-8b/step10",
+        "my-qwen3-vl-8b",
+        "",
+    ],
+)
+def test_the_papers_numbers_are_not_those_of_other_hosts_of_a_like_name(checkpoint):
+    assert find_published(checkpoint, "mlvu_dev") is None
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 8}, {"limit": 20}])
+def test_the_papers_numbers_stand_beside_as_many_frames_and_all_questions_only(make_table, changes):
+    assert "paper" not in to_markdown(make_table(QWEN, **changes)).lower()
+
+
 def test_cost_and_missing_selections_are_said(make_table):
     text = to_markdown(make_table(QWEN))
     assert "scoring the frames not measured, answering with uniform frames 0.5," in text
     assert "3 questions had no grounded selection and were shown uniform frames." in text
+
+
+def test_questions_to_which_the_host_said_nothing_are_counted_by_arm(make_table):
+    table = make_table(QWEN, num_silent=2)
+    assert table.hosts[0].num_empty_answers == {"uniform": 0, "grounded": 2}
+    assert "To 2 questions with grounded frames the host said nothing." in to_markdown(table)
+
+
+def test_questions_left_out_are_counted_where_the_report_begins(make_table):
+    said = "5 more questions are left out of both: their videos cannot be read."
+    assert said in to_markdown(make_table(QWEN, num_left_out=5))
+    assert "left out" not in to_markdown(make_table(QWEN))
 
 
 def test_json_holds_everything(make_table):

@@ -122,23 +122,23 @@ BENCHMARKS = [
     ),
 ]
 # members of lmms-eval's groups that do not fit: frames in a folder, answers of many words
-EPISODIC = "mvbench_episodic_reasoning_local"
-OPEN_ENDED = "nextqa_oe_test_local"
+EPISODIC = "mvbench_episodic_reasoning"
+OPEN_ENDED = "nextqa_oe_test"
 MISFITS = [
     (EPISODIC, "mvbench/mvbench_episodic_reasoning.yaml", "train", MVBENCH | {"video": "frames"}),
     (OPEN_ENDED, "nextqa/nextqa_oe_test.yaml", "test", NEXTQA | {"answer": "red"}),
 ]
-NAMES = [f"{benchmark[0]}_local" for benchmark in BENCHMARKS]
+NAMES = [benchmark[0] for benchmark in BENCHMARKS]
 GROUPS = {
-    "mvbench_group": [EPISODIC, "mvbench_action_count_local"],
-    "nextqa_group": [OPEN_ENDED, "nextqa_mc_test_local"],
+    "mvbench_group": [EPISODIC, "mvbench_action_count"],
+    "nextqa_group": [OPEN_ENDED, "nextqa_mc_test"],
     "misfit_group": [EPISODIC],
 }
 
 
 @pytest.fixture(scope="module")
 def local(task, tmp_path_factory):
-    """All benchmarks under names of their own, with rows and videos on this machine."""
+    """All benchmarks, in place of lmms-eval's own, with rows and videos on this machine."""
     import lmms_eval.tasks
 
     builtin = Path(lmms_eval.tasks.__file__).parent
@@ -157,7 +157,7 @@ def local(task, tmp_path_factory):
     for group, members in GROUPS.items():
         (folder / f"{group}.yaml").write_text(json.dumps({"group": group, "task": members}))
     for name, yaml, split, video, _, rows in BENCHMARKS:
-        define(f"{name}_local", yaml, split, rows)
+        define(name, yaml, split, rows)
         (home / video).parent.mkdir(parents=True)
         shutil.copy(task.documents[0].video, home / video)
     with pytest.MonkeyPatch.context() as patch:
@@ -233,8 +233,8 @@ def test_right_and_wrong_answers_go_all_the_way_through_lmms_eval(
 def test_a_task_that_would_end_the_program_for_want_of_a_video_is_an_error_with_its_path(local):
     (local[1] / "videomme/data/v.mp4").rename(local[1] / "videomme/data/away.mp4")
     try:
-        with pytest.raises(ItgError, match=r"videomme_local/test/0: SystemExit: video path:.*v\.m"):
-            load_documents(["videomme_local"], local[0])
+        with pytest.raises(ItgError, match=r"videomme/test/0: SystemExit: video path:.*v\.m"):
+            load_documents(["videomme"], local[0])
     finally:
         (local[1] / "videomme/data/away.mp4").rename(local[1] / "videomme/data/v.mp4")
 
@@ -247,7 +247,7 @@ def test_a_limit_takes_the_first_documents_of_each_task(local):
 def test_a_group_stands_for_its_tasks_without_those_that_do_not_fit_which_are_named(local, caplog):
     with caplog.at_level(logging.WARNING):
         found = load_documents(["mvbench_group", "nextqa_group"], local[0], judged=True)
-    tasks = ["mvbench_action_count_local", "nextqa_mc_test_local"]
+    tasks = ["mvbench_action_count", "nextqa_mc_test"]
     assert [document.task for document in found] == [task for task in tasks for _ in range(2)]
     said = [record.message for record in caplog.records if "left out" in record.message]
     assert said[0] == f"left out: {EPISODIC}/train/0: needs one video file, has 0"
@@ -257,7 +257,7 @@ def test_a_group_stands_for_its_tasks_without_those_that_do_not_fit_which_are_na
 
 def test_open_questions_can_be_scored_though_nobody_judges_their_answers(local):
     found = load_documents(["nextqa_group"], local[0])
-    assert [document.task for document in found] == [OPEN_ENDED, *["nextqa_mc_test_local"] * 2]
+    assert [document.task for document in found] == [OPEN_ENDED, *["nextqa_mc_test"] * 2]
 
 
 @pytest.mark.parametrize(

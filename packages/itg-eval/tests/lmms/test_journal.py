@@ -1,5 +1,7 @@
 import json
 
+import pytest
+from itg_data.errors import ItgError
 from itg_eval.lmms.journal import Journal, count_answers
 
 QUESTIONS = [("videomme", "test", n, "prompt", {"max_new_tokens": 16}) for n in range(4)]
@@ -47,3 +49,22 @@ def test_lines_that_are_no_answers_are_passed_over_and_not_written_onto(tmp_path
     later = Journal(tmp_path, 0, [])
     assert [later.find(key) for key in "abc"] == ["A", None, "C"]
     assert json.loads(path.read_bytes().splitlines()[-1]) == {"key": "c", "answer": "C"}
+
+
+FAILED = "[LMMS_EVAL_REQUEST_FAILED after 1 retries] Connection error."
+
+
+def test_a_request_that_failed_is_no_answer_not_even_one_written_down_before(tmp_path):
+    journal = Journal(tmp_path, 0, [])
+    journal.add("a", FAILED)
+    assert count_answers(tmp_path) == 0
+    assert journal.find("a") is None
+    (tmp_path / "answers-001.jsonl").write_text(json.dumps({"key": "a", "answer": FAILED}) + "\n")
+    assert Journal(tmp_path, 0, []).find("a") is None
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    journal = Journal(tmp_path, 0, [])
+    (tmp_path / "answers-000.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ItgError, match=r"answers-000\.jsonl: No space left"):
+        journal.add("a", "A")

@@ -53,9 +53,33 @@ def test_what_cannot_be_judged_is_refused_with_what_to_do(task):
 
 
 def test_members_of_a_family_are_known_and_namesakes_are_not():
-    assert facts_of("mvbench_state_change") is facts_of("mvbench")
+    assert facts_of("mvbench_state_change") is facts_of("mvbench_action_count")
     assert facts_of("mvbenchmark") is None
     assert facts_of("videomme_long") is facts_of("videomme")
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "videomme_v2",
+        "videomme_video_only_abcd",
+        "videomme_convert_mcq_oe",
+        "videomme_number_option",
+        "egoschema_subset_mcppl",
+        "longvideobench_val_v_other",
+    ],
+)
+def test_a_task_that_is_only_named_alike_is_not_judged_by_anothers_rules(task):
+    assert facts_of(task) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.5, -1, 2, "1", None, [1]])
+@pytest.mark.parametrize("task", ["itg_scripted", "nextqa_mc_test", "videomme", "cgbench"])
+def test_a_metric_that_is_neither_0_nor_1_is_neither_right_nor_wrong(task, value):
+    metric = facts_of(task).metric
+    result = {"score": value} if task in ("videomme", "cgbench") else value
+    with pytest.raises(ItgError, match=f"{task}: document 7 has no readable"):
+        read_correctness(task, {"doc_id": 7, metric: result})
 
 
 @pytest.mark.parametrize(
@@ -82,6 +106,7 @@ def test_a_row_without_a_question_is_refused_by_name(question):
     [
         ("/v/a.mp4", "/v/a.mp4"),
         ("/v/A.MKV", "/v/A.MKV"),
+        *[(f"/v/a{suffix}", f"/v/a{suffix}") for suffix in (".wmv", ".3gp", ".ogv")],
         ({"type": "video", "url": "/v/a.webm"}, "/v/a.webm"),
         ({"type": "video", "path": "/v/a.avi"}, "/v/a.avi"),
         # of a part of a video nothing is known: scores are of the whole

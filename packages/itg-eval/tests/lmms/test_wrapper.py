@@ -6,6 +6,7 @@ import pytest
 from itg_data.errors import ItgError, VideoError
 from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_eval.records import DocumentSelection, Selections
+from itg_eval.scores import fail
 
 # the first test pays for the import of lmms-eval and for the scripted videos
 pytestmark = pytest.mark.slow
@@ -133,6 +134,23 @@ def test_when_asked_a_question_without_a_selection_is_shown_even_frames_and_coun
     assert np.array_equal(shown, frames_of(load(selections["uniform"])[0]))
 
 
+def test_a_question_that_is_left_out_is_not_asked_and_its_answer_empty(
+    task, selections, probe, tmp_path
+):
+    without = rewrite(selections["labelled"], lambda s: s if s.doc_id else None, tmp_path)
+    write_jsonl(tmp_path / "left-out.jsonl", [fail(task.documents[0], "torn")])
+    args = ("frames_as=images", f"left_out={tmp_path / 'left-out.jsonl'}")
+    for more in ((), (f"journal={tmp_path / 'journal'}",)):
+        probe.seen.clear()
+        results = task.evaluate("probe", without, *args, *more)
+        assert sorted(probe.by_doc()) == list(range(1, len(task.documents)))
+        answers = {
+            sample["doc_id"]: sample["filtered_resps"]
+            for sample in results["samples"]["itg_scripted"]
+        }
+        assert answers == {n: ["C"] if n else [""] for n in range(len(task.documents))}
+
+
 def test_a_selection_for_another_question_is_refused(task, selections, probe, tmp_path):
     other = rewrite(
         selections["uniform"],
@@ -197,10 +215,10 @@ def test_lmms_evals_cache_does_not_answer_from_another_selection(task, selection
 def test_a_journal_gives_the_answers_of_a_killed_run_and_asks_the_rest(
     task, selections, probe, tmp_path
 ):
-    def ask(kind):
+    def ask(kind, batch_size=1):
         probe.seen.clear()
         args = (selections[kind], "frames_as=images", f"journal={tmp_path / 'journal'}")
-        results = task.evaluate("probe", *args)
+        results = task.evaluate("probe", *args, batch_size=batch_size)
         answers = [s["filtered_resps"] for s in results["samples"]["itg_scripted"]]
         assert answers == [["C"]] * len(task.documents)
         return [seen.doc_id for seen in probe.seen]
@@ -208,12 +226,30 @@ def test_a_journal_gives_the_answers_of_a_killed_run_and_asks_the_rest(
     everything = ask("uniform")
     assert sorted(everything) == list(range(len(task.documents)))
     assert ask("uniform") == []
+    assert ask("uniform", batch_size=2) == [], "what was answered one by one stands"
     path = tmp_path / "journal" / "answers-000.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]) + lines[3][:20])
     assert ask("uniform") == everything[3:]
     assert ask("uniform") == []
     assert ask("labelled") == everything, "answers belong to one selection"
+
+
+def test_the_cost_is_that_of_all_questions_however_many_calls_they_took(
+    task, selections, probe, tmp_path, monkeypatch
+):
+    from itg_eval.lmms import wrapper
+
+    monkeypatch.setattr(wrapper, "_BATCHES_PER_CALL", 2)
+    clock = iter(range(1000))
+    monkeypatch.setattr(wrapper.time, "perf_counter", lambda: float(next(clock)))
+    results = task.evaluate(
+        "probe", selections["uniform"], "frames_as=images", f"journal={tmp_path / 'journal'}"
+    )
+    told = results["throughput"]
+    assert told["avg_itg_questions"] == len(task.documents)
+    # a second a call of two
+    assert told["avg_itg_seconds"] == -(-len(task.documents) // 2)
 
 
 def test_likelihoods_and_rounds_are_shown_the_frames_too(task, selections, probe, frames_of):

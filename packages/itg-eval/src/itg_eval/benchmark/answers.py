@@ -5,12 +5,13 @@ on the GPU goes with it, and the command in the log can be run by hand. It is do
 `outcomes.jsonl` is there, with the hash of the selection that it holds for.
 """
 
+import json
 import logging
 import re
 import shlex
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from itg_data.errors import ItgError
@@ -19,11 +20,12 @@ from itg_data.jsonl import format_record, read_jsonl, write_jsonl
 from itg_data.progress import show_progress
 
 from itg_eval.benchmark.children import run_child, to_launcher
-from itg_eval.benchmark.outcomes import Cost, Outcome, read_outcomes
+from itg_eval.benchmark.outcomes import Cost, Outcome, RequestsFailedError, read_outcomes
 from itg_eval.benchmark.plan import Host, read_record
+from itg_eval.lmms.arguments import HIDDEN, SECRETS_VARIABLE, split_secrets
 from itg_eval.lmms.entry import SHADOW_VARIABLE, is_builtin, is_simple_model
 from itg_eval.lmms.forms import choose_form, frame_count
-from itg_eval.lmms.journal import count_answers
+from itg_eval.lmms.journal import count_answers, is_failed
 from itg_eval.records import Document, Selections, by_key
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,8 @@ class Arm:
     missing: str
     batch_size: int
     num_processes: int
+    left_out: Path | None = None
+    """File of the documents that are not asked, for their videos cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +69,16 @@ class Answers:
 def answer(arm: Arm, documents: Sequence[Document]) -> Answers:
     """Has the host model answer, unless it has already.
 
+    Args:
+        arm: The host model and what it is shown.
+        documents: What it is asked: those of the tasks without those left out.
+
     Raises:
         ItgError: lmms-eval left no complete results; the message ends with its last words.
     """
     frames_sha = Selections.load(arm.selection).sha256
-    done = load_answers(arm.folder, frames_sha, documents)
+    host_sha256 = arm.host.fingerprint()
+    done = load_answers(arm.folder, frames_sha, documents, host_sha256)
     if done is not None:
         return done
     output = arm.folder / _OUTPUT
@@ -78,8 +87,11 @@ def answer(arm: Arm, documents: Sequence[Document]) -> Answers:
     _run_lmms_eval(arm, frames_sha, documents)
     try:
         outcomes, cost = read_outcomes(output, documents, frames_sha)
+    except RequestsFailedError:
+        raise  # the log knows no more
     except ItgError as error:
         raise ItgError(f"{error}; {_last_words(arm.folder / 'log.txt')}") from None
+    cost = replace(cost, host_sha256=host_sha256)
     write_jsonl(arm.folder / "outcomes.jsonl", outcomes)
     write_atomic(arm.folder / _DONE, format_record(cost))
     return Answers(outcomes=by_key(outcomes), cost=cost)
@@ -103,8 +115,16 @@ def check_host(host: Host, top_k: int) -> None:
         raise ItgError(f"--host {host.id}: {error}") from None
 
 
-def load_answers(folder: Path, frames_sha: str, documents: Sequence[Document]) -> Answers | None:
-    """Reads what an arm came to; None if it is not done, or was done with other frames.
+def load_answers(
+    folder: Path,
+    frames_sha: str,
+    documents: Sequence[Document],
+    host_sha256: str | None = None,
+) -> Answers | None:
+    """Reads what an arm came to; None if it is not done, or not with these frames and questions.
+
+    An arm is not done either where requests failed, which older folders may hold as answers, or
+    if the host's weights have changed in place; weights that are gone have not.
 
     Raises:
         ItgError: Its files are not what they were.
@@ -113,10 +133,12 @@ def load_answers(folder: Path, frames_sha: str, documents: Sequence[Document]) -
     if not path.exists():
         return None
     cost = read_record(path, Cost)
-    if cost.frames_sha != frames_sha:
+    if cost.frames_sha != frames_sha or host_sha256 not in (None, cost.host_sha256):
         return None
     outcomes = by_key(read_jsonl(folder / "outcomes.jsonl", Outcome))
     if outcomes.keys() != {document.key for document in documents}:
+        return None
+    if any(is_failed(outcome.answer) for outcome in outcomes.values()):
         return None
     return Answers(outcomes=outcomes, cost=cost)
 
@@ -129,6 +151,9 @@ def to_command(arm: Arm, frames_sha: str) -> list[str]:
         "missing": arm.missing,
         "journal": _journal(arm, frames_sha).resolve(),
     }
+    if arm.left_out is not None:
+        own["left_out"] = arm.left_out.resolve()
+    host_args, _ = split_secrets(arm.host.args)
     args = [f"{name}={value}" for name, value in own.items()]
     if any("," in arg for arg in args):
         raise ItgError(f"{arm.folder}: lmms-eval takes no path with a comma in it")
@@ -136,7 +161,7 @@ def to_command(arm: Arm, frames_sha: str) -> list[str]:
         args.insert(0, f"inner={arm.host.id}")
     model = arm.host.id if is_builtin(arm.host.id) else "itg"
     command = [*to_launcher("lmms_eval", arm.num_processes), "--model", model]
-    command += ["--model_args", ",".join(filter(None, [*args, arm.host.args]))]
+    command += ["--model_args", ",".join(filter(None, [*args, host_args]))]
     command += ["--tasks", ",".join(arm.tasks), "--batch_size", str(arm.batch_size)]
     command += ["--log_samples", "--output_path", str((arm.folder / _OUTPUT).resolve())]
     if arm.include_path is not None:
@@ -154,6 +179,9 @@ def to_environment(arm: Arm) -> dict[str, str]:
     needed = {SHADOW_VARIABLE: arm.host.id} if is_builtin(arm.host.id) else {}
     if not torch.cuda.is_available():
         needed["ACCELERATE_USE_CPU"] = "1"
+    _, secrets = split_secrets(arm.host.args)
+    if secrets:
+        needed[SECRETS_VARIABLE] = json.dumps(secrets)
     return needed
 
 
@@ -161,13 +189,13 @@ def _run_lmms_eval(arm: Arm, frames_sha: str, documents: Sequence[Document]) -> 
     command, needed = to_command(arm, frames_sha), to_environment(arm)
     title = f"{arm.host.label}, {arm.name} frames"
     journal, log_path = _journal(arm, frames_sha), arm.folder / "log.txt"
+    shown = {n: HIDDEN if n == SECRETS_VARIABLE else value for n, value in needed.items()}
+    variables = [f"{name}={value}" for name, value in shown.items()]
+    write_atomic(log_path, shlex.join([*variables, *command]) + "\n")
     with (
-        log_path.open("w", encoding="utf-8") as log,
+        log_path.open("a", encoding="utf-8") as log,
         show_progress(title, len(documents), unit="questions") as advance,
     ):
-        variables = [f"{name}={value}" for name, value in needed.items()]
-        log.write(shlex.join([*variables, *command]) + "\n")
-        log.flush()
         logger.info("%s: lmms-eval starts, its log is %s", title, log_path)
 
         num_seen = 0

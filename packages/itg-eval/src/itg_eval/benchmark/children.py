@@ -16,6 +16,9 @@ from typing import IO
 _PR_SET_PDEATHSIG = 1
 _SECONDS_TO_END = 20.0
 
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What a launcher tells its processes; ours are started by us, or by a launcher of their own."""
+
 
 def to_launcher(module: str, num_processes: int) -> list[str]:
     """The command that runs a Python module, in one process or in several that find each other."""
@@ -38,7 +41,7 @@ def run_child(
 
     Args:
         command: Program and arguments.
-        env: Added to this process's environment.
+        env: Added to this process's environment, without what a launcher left in that.
         stdout: Where its output goes; None for where this process's goes.
         stderr: The same for its complaints.
         watch: Called about once a second.
@@ -53,11 +56,12 @@ def run_child(
         if os.getppid() != parent:  # it died in between
             os._exit(1)
 
+    inherited = {name: value for name, value in os.environ.items() if name not in _RANKS}
     process = subprocess.Popen(
         command,
         stdout=stdout,
         stderr=stderr,
-        env={**os.environ, **env},
+        env={**inherited, **env},
         preexec_fn=end_with_parent,
     )
     try:

@@ -24,6 +24,8 @@ from itg_eval.benchmark.plan import Host, Plan, RunDir
 from itg_eval.benchmark.report import to_html, to_json, to_markdown
 from itg_eval.benchmark.run import Settings, run_stages, write_report
 from itg_eval.documents import load_task
+from itg_eval.options import check_folder, check_place, refuse_unused
+from itg_eval.scorers import fingerprint, hash_file
 from itg_eval.scripted.benchmark import TASK, ScriptedConfig, write_benchmark
 from itg_eval.selecting import check_request
 
@@ -66,7 +68,8 @@ class Run:
     """How frames are chosen by their scores; see `itg-eval select --help`."""
 
     policy_param: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="NAME=VALUE")] = ()
-    """A parameter of the policy; may be given several times."""
+    """A parameter of the policy; may be given several times. For q-frame with a grounder say
+    tau=0.1."""
 
     rate_hz: float = 1.0
     """Frames scored per second of video."""
@@ -83,7 +86,8 @@ class Run:
 
     missing: Literal["fail", "uniform"] = "fail"
     """What becomes of questions without a selection: nothing is run, or they are shown evenly
-    spaced frames and the report says how many."""
+    spaced frames, and are left out of both arms if their video cannot be read at all; the report
+    says how many."""
 
     batch_size: int = 1
     """Questions at once, for host models that can."""
@@ -99,18 +103,15 @@ class Run:
 
     def run(self) -> int:
         """Checks everything before anything costly starts."""
-        if not self.task:
-            raise ItgError("--task is missing: name a task of lmms-eval, or itg_scripted")
-        if (self.model is None) == (self.scores is None):
-            raise ItgError("name either --model, a grounder's checkpoint, or --scores, made before")
-        if self.scores is not None and not self.scores.is_file():
-            raise ItgError(f"--scores {self.scores}: no such file")
+        self._check_sources()
         hosts = [Host.parse(text) for text in self.host]
         plan, settings = self._to_plan(), self._to_settings()
         if not hosts and self.task != (TASK,):
             raise ItgError("--host is missing: name a model, such as qwen3_vl,pretrained=...")
         for host in hosts:
             check_host(host, plan.top_k)
+        if self.model is not None:
+            check_place(self.device, self.dtype)
         run_dir = RunDir(self.run_dir)
         if self.model is not None and not run_dir.scores(plan).exists():
             # before videos are written and hosts trained for it
@@ -123,6 +124,21 @@ class Run:
         sys.stdout.write(to_markdown(table))
         logger.info("the same as a page: %s", run_dir.report("html"))
         return 0
+
+    def _check_sources(self) -> None:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ItgError(
+                "run starts its own processes: call it without torchrun, with --num-processes N"
+            )
+        if not self.task:
+            raise ItgError("--task is missing: name a task of lmms-eval, or itg_scripted")
+        if (self.model is None) == (self.scores is None):
+            raise ItgError("name either --model, a grounder's checkpoint, or --scores, made before")
+        if self.scores is not None:
+            refuse_unused(self, ("rate_hz", "max_frames", "device", "dtype"), "--scores")
+            if not self.scores.is_file():
+                raise ItgError(f"--scores {self.scores}: no such file")
+        check_folder(self.include_path)
 
     def _to_plan(self) -> Plan:
         try:
@@ -147,6 +163,8 @@ class Run:
             policy=self.policy,
             params=self.policy_param,
             top_k=self.top_k,
+            model_sha256=None if self.model is None else fingerprint(self.model),
+            scores_sha256=None if self.scores is None else hash_file(self.scores),
         )
 
     def _to_settings(self) -> Settings:

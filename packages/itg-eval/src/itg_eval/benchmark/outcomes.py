@@ -2,21 +2,28 @@
 
 lmms-eval catches its own errors, prints them and ends with exit status 0, and it writes its files
 in pieces. So nothing is believed before every document that was asked is there once, answered by
-our wrapper.
+our wrapper. A request that failed comes with a text in place of an answer, and some tasks read an
+option's letter out of that: it counts as not answered.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from itg_data.errors import ItgError
 
+from itg_eval.lmms.journal import is_failed
 from itg_eval.lmms.tasks import read_correctness
-from itg_eval.records import Document, Key
+from itg_eval.records import Document, Key, format_key
 
 WRAPPER = "itg_eval.lmms.wrapper."
+
+
+class RequestsFailedError(ItgError):
+    """A host behind an API gave no answer to some questions; asked again, it may."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +42,11 @@ class Outcome:
         """Task, split and number of the document."""
         return self.task, self.split, self.doc_id
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the host said no word, of which lmms-eval may have made a list."""
+        return not re.search(r"\w", self.answer.replace("\\n", ""))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
@@ -46,6 +58,8 @@ class Cost:
     seconds: float
     """Frames read and questions answered."""
     num_questions: int
+    host_sha256: str | None = None
+    """Fingerprints of the host's weights; None where they are in no local folder."""
 
     @property
     def seconds_per_question(self) -> float | None:
@@ -67,25 +81,27 @@ def read_outcomes(
         An outcome per document, in their order, and the cost.
 
     Raises:
+        RequestsFailedError: Requests failed.
         ItgError: There are no results, not those of our wrapper, or not of all documents.
     """
     results = sorted(folder.rglob("*_results.json"))
     if not results:
         raise ItgError(f"{folder}: lmms-eval left no results")
-    summary = _parse(results[-1], results[-1].read_text(encoding="utf-8"))
+    newest = results[-1]  # their names begin with the time
+    summary = _parse(newest, newest.read_text(encoding="utf-8"))
     backend = str(summary.get("config", {}).get("model_backend", ""))
     if not backend.startswith(WRAPPER):
         raise ItgError(
-            f"{results[-1]}: answered by {backend or 'nobody'}, not through itg-eval's wrapper"
+            f"{newest}: answered by {backend or 'nobody'}, not through itg-eval's wrapper"
         )
-    stem = results[-1].name.removesuffix("_results.json")
+    stem = newest.name.removesuffix("_results.json")
     samples: dict[str, dict[int, dict[str, Any]]] = {}
     found: list[Outcome] = []
     for document in documents:
         task = document.task
         if task not in samples:
-            path = results[-1].with_name(f"{stem}_samples_{task}.jsonl")
-            samples[task] = {sample["doc_id"]: sample for sample in _read_samples(path)}
+            path = newest.with_name(f"{stem}_samples_{task}.jsonl")
+            samples[task] = _read_samples(path)
         sample = samples[task].get(document.doc_id)
         if sample is None:
             raise ItgError(f"{folder}: document {document.doc_id} of {task} was not answered")
@@ -94,15 +110,31 @@ def read_outcomes(
                 task=task,
                 split=document.split,
                 doc_id=document.doc_id,
-                answer=_to_text(sample.get("filtered_resps")),
+                answer=_read_answer(sample),
                 is_correct=read_correctness(task, sample),
             )
         )
+    refuse_failed(found)
     return found, _read_cost(summary, frames_sha)
 
 
+def refuse_failed(outcomes: Iterable[Outcome]) -> None:
+    """Lets no request that failed pass for an answer.
+
+    Raises:
+        RequestsFailedError: There is one; the message says how many, and why the first one did.
+    """
+    failed = [outcome for outcome in outcomes if is_failed(outcome.answer)]
+    if failed:
+        where = format_key(failed[0].key)
+        raise RequestsFailedError(
+            f"{len(failed)} requests failed, the first is {where}: {failed[0].answer:.300}; see to "
+            "that and run the same again, what was answered is kept"
+        )
+
+
 def _read_cost(summary: dict[str, Any], frames_sha: str) -> Cost:
-    """The means over calls that the wrapper logged; with all answers resumed there are none."""
+    """What the wrapper logged, once for all its questions; with all answers resumed it did not."""
     throughput: dict[str, Any] = summary.get("throughput") or {}
     return Cost(
         frames_sha=frames_sha,
@@ -111,21 +143,34 @@ def _read_cost(summary: dict[str, Any], frames_sha: str) -> Cost:
     )
 
 
+def _read_answer(sample: dict[str, Any]) -> str:
+    """What the task judged; but where the request failed, the text that says so."""
+    raw = _to_text(sample.get("resps"))
+    return raw if is_failed(raw) else _to_text(sample.get("filtered_resps"))
+
+
 def _to_text(answer: Any) -> str:
     text = answer if isinstance(answer, str) else json.dumps(answer)
     # what is no character must not keep the file from being written
     return text.encode("utf-8", "replace").decode()
 
 
-def _read_samples(path: Path) -> Iterator[dict[str, Any]]:
+def _read_samples(path: Path) -> dict[int, dict[str, Any]]:
+    """By the document's number."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise ItgError(f"{path}: {error.strerror or error}") from None
+    samples: dict[int, dict[str, Any]] = {}
     for line in filter(None, lines):
         sample = _parse(path, line)
-        if isinstance(sample.get("doc_id"), int):
-            yield sample
+        doc_id = sample.get("doc_id")
+        if not isinstance(doc_id, int):
+            continue
+        if doc_id in samples:
+            raise ItgError(f"{path}: document {doc_id} is there twice, which counts is not known")
+        samples[doc_id] = sample
+    return samples
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:

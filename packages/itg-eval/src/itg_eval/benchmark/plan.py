@@ -7,19 +7,23 @@ documents.jsonl      stage 0: the questions, from lmms-eval's own tasks
 scores/              stage 1: `itg-eval score`
 uniform.jsonl        stage 2: `itg-eval select`, once evenly spaced
 grounded.jsonl       and once by the scores
+*.source.json        from which scores each was chosen
+left-out.jsonl       questions that no host model is asked: their videos cannot be read
 answers/HOST/ARM/    stage 3: `outcomes.jsonl` when done; `journal/`, `lmms-eval/`, `log.txt`
 report.{md,json,html}    stage 4
 """
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from itg_data.errors import ItgError, RecordError
 from itg_data.files import write_atomic
 from itg_data.jsonl import format_record, parse_record
+
+from itg_eval.lmms.arguments import fingerprint_weights, redact
 
 RecordT = TypeVar("RecordT")
 
@@ -33,7 +37,8 @@ class Host:
 
     id: str
     args: str
-    """As lmms-eval takes them, such as `pretrained=Qwen/Qwen3-VL-8B-Instruct`."""
+    """As lmms-eval takes them, such as `pretrained=Qwen/Qwen3-VL-8B-Instruct`. May hold secrets:
+    write `public_args`."""
 
     @classmethod
     def parse(cls, text: str) -> "Host":
@@ -44,9 +49,9 @@ class Host:
         """
         name, _, args = text.partition(",")
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ItgError(f"--host must be ID or ID,key=value,..., got {text!r:.200}")
+            raise ItgError(f"--host must be ID or ID,key=value,..., got {redact(text)!r:.200}")
         if args and not all("=" in arg for arg in args.split(",")):
-            raise ItgError(f"--host {name}: arguments must be key=value, got {args!r:.200}")
+            raise ItgError(f"--host {name}: arguments must be key=value, got {redact(args)!r:.200}")
         return cls(id=name, args=args)
 
     @property
@@ -63,8 +68,18 @@ class Host:
 
     @property
     def folder(self) -> str:
-        """A name of its own for its files."""
-        return f"{self.id}-{hashlib.sha256(self.args.encode()).hexdigest()[:8]}"
+        """A name of its own for its files; another API key leaves it as it is."""
+        return f"{self.id}-{hashlib.sha256(self.public_args.encode()).hexdigest()[:8]}"
+
+    @property
+    def public_args(self) -> str:
+        """Its arguments with secrets hidden."""
+        return redact(self.args)
+
+    def fingerprint(self) -> str | None:
+        """Tells its weights from others that lay there before; None if they are in no folder."""
+        pairs = (arg.partition("=") for arg in self.args.split(","))
+        return fingerprint_weights({name: value for name, _, value in pairs})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +99,10 @@ class Plan:
     params: tuple[str, ...]
     """The policy's parameters, each `name=value`."""
     top_k: int
+    model_sha256: str | None = None
+    """Fingerprint of the scorer's files; None for a hub id."""
+    scores_sha256: str | None = None
+    """Hash of the file of scores."""
 
 
 class RunDir:
@@ -98,6 +117,7 @@ class RunDir:
         self.plan = root / "run.json"
         self.scripted = root / "scripted"
         self.documents = root / "documents.jsonl"
+        self.left_out = root / "left-out.jsonl"
         self.scoring = root / "scores"
         self.answers = root / "answers"
 
@@ -108,6 +128,10 @@ class RunDir:
     def selection(self, arm: str) -> Path:
         """The file of selected frames of one arm."""
         return self.root / f"{arm}.jsonl"
+
+    def source(self, arm: str) -> Path:
+        """The file that says from which scores the frames of one arm were chosen."""
+        return self.root / f"{arm}.source.json"
 
     def arm(self, host: Host, arm: str) -> Path:
         """The folder of one host's answers over one selection."""
@@ -131,7 +155,7 @@ class RunDir:
         """Makes the folder of a host."""
         folder = self.answers / host.folder
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "host.json", format_record(host))
+        write_atomic(folder / "host.json", format_record(replace(host, args=host.public_args)))
 
     def report(self, suffix: str) -> Path:
         """The report in one of its forms."""
@@ -151,6 +175,14 @@ class RunDir:
         except OSError as error:
             raise ItgError(f"--run-dir {self.root}: {error.strerror or error}") from None
         there = asdict(self.load_plan())
+        for name, now in {"model": plan.model_sha256, "scores": plan.scores_sha256}.items():
+            was = there[f"{name}_sha256"]
+            if there[name] == getattr(plan, name) and was != now:
+                raise ItgError(
+                    f"--run-dir {self.root}: holds a run of what --{name} {there[name]} held "
+                    f"before it changed (its hash was {was}, now {now}); name another folder, or "
+                    "remove this one"
+                )
         for name, value in asdict(plan).items():
             found = there[name]
             if found != value:

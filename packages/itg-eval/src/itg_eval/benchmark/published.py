@@ -30,15 +30,18 @@ def find_published(checkpoint: str, task: str, group: str | None = None) -> Publ
     """Finds what was published for a host model; None if nothing was.
 
     Args:
-        checkpoint: Name or path of the host's weights, such as `Qwen/Qwen3-VL-8B-Instruct`.
+        checkpoint: Name or path of the host's weights, such as `Qwen/Qwen3-VL-8B-Instruct`. Its
+            last part must be one of those published, but for `-Instruct`: others that have such
+            a name in theirs, thinking or pruned ones, are other models.
         task: Name of the task.
         group: Duration group; None for the whole task.
     """
     data = _load()
     name = _NEAREST.get(task, task) + (f"/{group}" if group else "")
+    weights = checkpoint.lower().rstrip("/").rsplit("/", 1)[-1].removesuffix("-instruct")
     for host in data["hosts"]:
         numbers = host["accuracy_percent"].get(name)
-        if numbers and any(known in checkpoint.lower() for known in host["checkpoints"]):
+        if numbers and weights in host["checkpoints"]:
             uniform, grounded = (percent / 100 for percent in numbers)
             return Published(
                 host=host["host"],

@@ -13,6 +13,7 @@ from string import Template
 from itg_data.timeline.page import content_policy, show_controls
 from itg_data.timeline.page import to_html as escape
 
+from itg_eval.benchmark.stats import FEW_GROUPS
 from itg_eval.benchmark.table import HostTable, Row, Table
 
 
@@ -59,10 +60,15 @@ def _title(table: Table) -> str:
 def _say_how(table: Table) -> str:
     plan = table.plan
     params = f" ({', '.join(plan.params)})" if plan.params else ""
+    left_out = (
+        f" {table.num_left_out} more questions are left out of both: their videos cannot be read."
+        if table.num_left_out
+        else ""
+    )
     return (
         f"{table.num_questions} questions about {table.num_videos} videos, each asked twice: with "
         f"{plan.top_k} evenly spaced frames, and with {plan.top_k} frames chosen by {plan.policy}"
-        f"{params} from the scores of {plan.model or plan.scores}."
+        f"{params} from the scores of {plan.model or plan.scores}.{left_out}"
     )
 
 
@@ -79,6 +85,9 @@ def _say_cost(host: HostTable, table: Table) -> str:
     for arm, count in host.num_without_selection.items():
         if count:
             text += f" {count} questions had no {arm} selection and were shown uniform frames."
+    for arm, count in host.num_empty_answers.items():
+        if count:
+            text += f" To {count} questions with {arm} frames the host said nothing."
     return text
 
 
@@ -88,6 +97,18 @@ def _explain(table: Table) -> str:
         "draws whole videos. Gained and lost: questions that only grounded, and only uniform "
         "frames answer. p: McNemar's exact test, two-sided."
     )
+    fewest = min(row.difference.num_groups for host in table.hosts for row in host.rows)
+    if fewest < FEW_GROUPS:
+        text += (
+            f" Beware: some rows rest on fewer than {FEW_GROUPS} videos (the least on {fewest}); "
+            "intervals of so few are too narrow."
+        )
+    num_repeated = max(host.num_repeated for host in table.hosts)
+    if num_repeated:
+        text += (
+            f" {num_repeated} questions are in several tasks; the row of all tasks counts them "
+            "once, as the first task has them."
+        )
     published = [row.published for host in table.hosts for row in host.rows if row.published]
     if published:
         text += f" Paper: {published[0].source}, with {published[0].num_frames} frames."
@@ -104,7 +125,9 @@ def _markdown_rows(host: HostTable) -> list[str]:
 def _cells(host: HostTable, row: Row) -> list[tuple[str, str]]:
     """Names of columns and what a row says in them."""
     change = row.difference
-    interval = f"[{_points(change.low)}, {_points(change.high)}]"
+    interval = "[one video: no interval]"
+    if change.low is not None and change.high is not None:
+        interval = f"[{_points(change.low)}, {_points(change.high)}]"
     cells = {
         "task": row.task,
         "videos": row.group or "all",
@@ -161,8 +184,9 @@ def _with_minus(numbers: str) -> str:
 def _reach(table: Table) -> tuple[float, float]:
     """What all charts span: zero, five points at least, and the longest interval on either side."""
     changes = [row.difference for host in table.hosts for row in host.rows]
-    low, high = min(0, *(change.low for change in changes)), max(change.high for change in changes)
-    return low, max(high, low + 0.05, 0)
+    ends = [end for c in changes for end in (c.low, c.mean, c.high) if end is not None]
+    low, high = min(0, *ends), max(0, *ends)
+    return low, max(high, low + 0.05)
 
 
 def _interval_svg(row: Row, reach: tuple[float, float]) -> str:
@@ -173,11 +197,12 @@ def _interval_svg(row: Row, reach: tuple[float, float]) -> str:
         return f"{6 + 148 * (points - start) / (end - start):.1f}"
 
     change = row.difference
-    kind = "gain" if change.low > 0 else "loss" if change.high < 0 else "unsure"
+    line = ""
+    if change.low is not None and change.high is not None:
+        line = f'<path class="range" d="M{x(change.low)} 0H{x(change.high)}"/>'
     return (
-        f'<svg class="interval {kind}" viewBox="0 -10 160 20" aria-hidden="true">'
-        f'<path class="zero" d="M{x(0)}-18V18"/>'
-        f'<path class="range" d="M{x(change.low)} 0H{x(change.high)}"/>'
+        f'<svg class="interval {change.verdict}" viewBox="0 -10 160 20" aria-hidden="true">'
+        f'<path class="zero" d="M{x(0)}-18V18"/>{line}'
         f'<circle r="4.5" cx="{x(change.mean)}"/></svg>'
     )
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from itg_data.errors import ItgError
+from itg_data.errors import ItgError, VideoError, to_one_line
 from itg_data.files import write_atomic
-from itg_data.jsonl import write_jsonl
+from itg_data.jsonl import read_jsonl, write_jsonl
 from itg_model.policies import parse_policy_params
 
 from itg_eval.benchmark.answers import Arm, answer, load_answers
@@ -24,8 +24,11 @@ from itg_eval.benchmark.children import run_child, to_launcher
 from itg_eval.benchmark.plan import ARMS, Host, Plan, RunDir
 from itg_eval.benchmark.report import to_html, to_json, to_markdown
 from itg_eval.benchmark.table import HostTable, Table, tabulate
-from itg_eval.documents import read_documents
-from itg_eval.records import Document, Selections, format_key
+from itg_eval.documents import group_by_video, read_documents
+from itg_eval.lmms.frames import read_frames, uniform_source_idx
+from itg_eval.records import Document, Selections, by_key, format_key
+from itg_eval.scorers import hash_file
+from itg_eval.scores import Failure, fail
 from itg_eval.selecting import select_documents
 
 logger = logging.getLogger(__name__)
@@ -52,12 +55,14 @@ def run_stages(plan: Plan, hosts: Sequence[Host], run_dir: RunDir, settings: Set
     documents = _list_documents(plan, run_dir)
     _score(plan, run_dir, documents, settings)
     _select(plan, run_dir, documents, settings)
+    _leave_out(plan, run_dir, documents)
+    asked = read_asked(run_dir, documents)
     # not the plan's: a group may hold tasks that were left out
     tasks = tuple(dict.fromkeys(document.task for document in documents))
     for host in hosts:
         run_dir.welcome(host)
         for name in ARMS:
-            answer(_to_arm(plan, run_dir, host, name, settings, tasks), documents)
+            answer(_to_arm(plan, run_dir, host, name, settings, tasks), asked)
     return write_report(run_dir)
 
 
@@ -68,7 +73,8 @@ def write_report(run_dir: RunDir) -> Table:
         ItgError: The folder holds no run, or no host has answered everything.
     """
     plan = run_dir.load_plan()
-    documents = read_documents(run_dir.documents)
+    listed = read_documents(run_dir.documents)
+    documents = read_asked(run_dir, listed)
     selections = {arm: Selections.load(run_dir.selection(arm)) for arm in ARMS}
     without = {
         arm: sum(document.key not in found for document in documents)
@@ -77,20 +83,23 @@ def write_report(run_dir: RunDir) -> Table:
     tables: list[HostTable] = []
     for host in run_dir.hosts():
         loaded = {
-            arm: load_answers(run_dir.arm(host, arm), found.sha256, documents)
+            arm: load_answers(run_dir.arm(host, arm), found.sha256, documents, host.fingerprint())
             for arm, found in selections.items()
         }
         answers = {arm: found for arm, found in loaded.items() if found is not None}
         if len(answers) == len(ARMS):
-            tables.append(tabulate(host, documents, answers, without))
+            tables.append(tabulate(host, plan, documents, answers, without))
         else:
-            logger.warning("%s has not answered everything and is left out", host.label)
+            logger.warning(
+                "%s has not answered everything, or has changed since; it is left out", host.label
+            )
     if not tables:
         raise ItgError(f"{run_dir.root}: no host has answered everything yet")
     table = Table(
         made_by=f"itg-eval {version('itg-eval')}, lmms-eval {version('lmms-eval')}",
         plan=plan,
         num_questions=len(documents),
+        num_left_out=len(listed) - len(documents),
         num_videos=len({document.video for document in documents}),
         scoring_seconds_per_question=_read_scoring_time(run_dir),
         hosts=tuple(tables),
@@ -140,12 +149,14 @@ def _score(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings:
 def _select(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings: Settings) -> None:
     params = parse_policy_params(plan.policy, plan.params)
     scores = run_dir.scores(plan)
+    source = hash_file(scores)
     for arm, policy, numbers in ((ARMS[0], "uniform", {}), (ARMS[1], plan.policy, params)):
         path = run_dir.selection(arm)
-        if path.exists() and (settings.missing != "fail" or not _unselected(path, documents)):
-            continue
-        count = write_jsonl(path, select_documents(scores, policy, plan.top_k, numbers))
-        logger.info("chose %s frames for %d questions", arm, count)
+        if not (path.exists() and _read_source(run_dir.source(arm)) == source):
+            count = write_jsonl(path, select_documents(scores, policy, plan.top_k, numbers))
+            # after the selection: where it is, that was made from these scores
+            write_atomic(run_dir.source(arm), json.dumps({"scores_sha256": source}) + "\n")
+            logger.info("chose %s frames for %d questions", arm, count)
         without = _unselected(path, documents)
         # found out here, before a host model is loaded for nothing
         if without and settings.missing == "fail":
@@ -154,8 +165,46 @@ def _select(plan: Plan, run_dir: RunDir, documents: Sequence[Document], settings
             raise ItgError(
                 f"{len(without)} of {len(documents)} questions have no scores in {scores}{why}, "
                 f"the first is {format_key(without[0].key)}; mend that and run the same again, or "
-                "add --missing uniform to show them evenly spaced frames"
+                "add --missing uniform to show them evenly spaced frames, and to leave out those "
+                "whose video cannot be read at all"
             )
+
+
+def _leave_out(plan: Plan, run_dir: RunDir, documents: Sequence[Document]) -> None:
+    """Lists the questions that cannot be shown even uniform frames: both arms do without them.
+
+    Looked at anew at every start: a video may have been mended since.
+    """
+    without = {d.key: d for arm in ARMS for d in _unselected(run_dir.selection(arm), documents)}
+    failures: list[Failure] = []
+    for video, group in group_by_video(without.values()).items():
+        try:
+            read_frames(video, uniform_source_idx(video, plan.top_k))
+        except VideoError as error:
+            said = to_one_line(str(error))
+            logger.warning("%s; its %d questions are left out of both arms", said, len(group))
+            failures += [fail(document, error.reason) for document in group]
+    write_jsonl(run_dir.left_out, failures)
+    if len(failures) == len(documents):
+        raise ItgError(
+            f"no video of {len(documents)} questions can be read, see {run_dir.left_out}"
+        )
+
+
+def read_asked(run_dir: RunDir, documents: Sequence[Document]) -> list[Document]:
+    """The documents that host models are asked: without those left out."""
+    if not run_dir.left_out.exists():
+        return list(documents)
+    left_out = by_key(read_jsonl(run_dir.left_out, Failure))
+    return [document for document in documents if document.key not in left_out]
+
+
+def _read_source(path: Path) -> str | None:
+    """Hash of the scores that a selection was made from; None where that is not known."""
+    try:
+        return json.loads(path.read_text())["scores_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _unselected(selection: Path, documents: Sequence[Document]) -> list[Document]:
@@ -177,6 +226,7 @@ def _to_arm(
         missing=settings.missing,
         batch_size=settings.batch_size,
         num_processes=settings.num_processes,
+        left_out=run_dir.left_out if run_dir.left_out.stat().st_size else None,
     )
 
 

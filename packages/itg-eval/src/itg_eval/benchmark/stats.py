@@ -9,10 +9,13 @@ reports it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Literal
 
 import numpy as np
 
 NUM_RESAMPLES = 10_000
+FEW_GROUPS = 10
+"""With fewer groups than this the interval is too narrow to go by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,16 +23,28 @@ class Difference:
     """How much better the second way is than the first, in accuracy."""
 
     mean: float
-    low: float
-    """Lower end of the 95 % interval, from a paired bootstrap over videos."""
-    high: float
-    """Upper end."""
+    low: float | None
+    """Lower end of the 95 % interval, from a paired bootstrap over videos; None with fewer than two
+    videos, which say nothing of how others differ."""
+    high: float | None
+    """Upper end; None likewise."""
+    num_groups: int
+    """How many videos there are."""
     num_gained: int
     """Questions that only the second way answers rightly."""
     num_lost: int
     """Questions that only the first way answers rightly."""
     p_value: float
     """McNemar's exact test, two-sided."""
+
+    @property
+    def verdict(self) -> Literal["gain", "loss", "unsure"]:
+        """What is certain: the whole interval lies on one side of zero, and can be gone by."""
+        if self.num_groups < FEW_GROUPS:
+            return "unsure"
+        if self.low is not None and self.low > 0:
+            return "gain"
+        return "loss" if self.high is not None and self.high < 0 else "unsure"
 
 
 def compare(
@@ -49,12 +64,15 @@ def compare(
             f"{len(first)}, {len(second)} and {len(groups)}"
         )
     change = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    low, high = _bootstrap(change, np.unique(groups, return_inverse=True)[1], seed)
+    group = np.unique(groups, return_inverse=True)[1]
+    num_groups = int(group.max()) + 1
+    low, high = _bootstrap(change, group, seed) if num_groups > 1 else (None, None)
     num_gained, num_lost = int((change > 0).sum()), int((change < 0).sum())
     return Difference(
         mean=float(change.mean()),
         low=low,
         high=high,
+        num_groups=num_groups,
         num_gained=num_gained,
         num_lost=num_lost,
         p_value=mcnemar_p_value(num_gained, num_lost),

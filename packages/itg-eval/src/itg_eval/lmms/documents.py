@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from itg_data.errors import ItgError
+from itg_model.questions import VIDEO_SUFFIXES
 
 from itg_eval.lmms.tasks import explain_unjudged, facts_of
 from itg_eval.records import Document, format_key
 
 logger = logging.getLogger(__name__)
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".m4v", ".ts", ".flv")
 
 
 class UnfitError(ItgError):

@@ -3,7 +3,8 @@
 lmms-eval calls a model once with all its questions and keeps nothing before that call returns. The
 journal takes each answer as it comes, one JSON line in a file per process, and on the next start
 all processes read all of them. An answer is known by everything it depends on. A line cut off by
-the kill is dropped; its question is asked again.
+the kill is dropped; its question is asked again. So is one whose request failed: lmms-eval's hosts
+behind an API hand on a text of their own then, which is no answer of the model.
 """
 
 import hashlib
@@ -13,6 +14,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from itg_data.errors import ItgError
+
+
+def is_failed(answer: str) -> bool:
+    """Whether a text is what lmms-eval 0.7.3 puts in place of an answer it could not get.
+
+    Such a text may come in a JSON list, as logged samples hold it.
+    """
+    return answer.lstrip('[" ').startswith("LMMS_EVAL_REQUEST_FAILED")
 
 
 class Journal:
@@ -46,10 +57,19 @@ class Journal:
         return self._answers.get(key)
 
     def add(self, key: str, answer: str) -> None:
-        """Takes an answer."""
+        """Takes an answer, unless it stands for a request that failed.
+
+        Raises:
+            ItgError: It cannot be written.
+        """
+        if is_failed(answer):
+            return
         self._answers[key] = answer
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "answer": answer}) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "answer": answer}) + "\n")
+        except OSError as error:  # of a full disk, which names no file
+            raise ItgError(f"{self._path}: {error.strerror or error}") from None
 
 
 def count_answers(folder: Path) -> int:
@@ -65,7 +85,7 @@ def _read(paths: Sequence[Path]) -> Iterable[tuple[str, str]]:
                 key, answer = entry["key"], entry["answer"]
             except (ValueError, KeyError, TypeError):
                 continue
-            if isinstance(key, str) and isinstance(answer, str):
+            if isinstance(key, str) and isinstance(answer, str) and not is_failed(answer):
                 yield key, answer
 
 

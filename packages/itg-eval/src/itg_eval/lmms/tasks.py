@@ -27,8 +27,15 @@ class TaskFacts:
     """What a scorer is asked instead of the whole prompt."""
 
 
+def _is_one(value: Any) -> bool:
+    """Right or wrong, and nothing between or beside: NaN would be true."""
+    if value not in (0, 1):
+        raise ValueError(f"must be 0 or 1, got {value!r:.80}")
+    return bool(value)
+
+
 def _has_full_score(result: Row) -> bool:
-    return float(result["score"]) == 1.0
+    return _is_one(result["score"])
 
 
 def _names_the_answer(result: Row) -> bool:
@@ -55,7 +62,7 @@ _EGOSCHEMA = TaskFacts(
 TASKS: dict[str, TaskFacts] = {
     "itg_scripted": TaskFacts(
         metric="itg_scripted_acc",
-        is_correct=bool,
+        is_correct=_is_one,
         duration_group=lambda row: row["duration_group"],
         # the small grounder has learnt from bare questions
         context=lambda row: row["question"],
@@ -67,10 +74,12 @@ TASKS: dict[str, TaskFacts] = {
     "longvideobench_val_v": _LONGVIDEOBENCH,
     "cgbench": _CGBENCH,
     "egoschema_subset": _EGOSCHEMA,
-    "nextqa_mc_test": TaskFacts(metric="exact_match", is_correct=bool),
-    "mvbench": TaskFacts(metric="mvbench_accuracy", is_correct=_has_full_score),
+    "nextqa_mc_test": TaskFacts(metric="exact_match", is_correct=_is_one),
 }
-"""By a task's name; a name that is not here goes by the longest one that it starts with."""
+"""By a task's name. Others of a like name are other tasks: open questions, other metrics."""
+
+_MVBENCH = TaskFacts(metric="mvbench_accuracy", is_correct=_has_full_score)
+"""Of all its parts, which are alike."""
 
 ANSWERS_WITHHELD = {
     "egoschema": "its answers are not public: run egoschema_subset, or send lmms-eval's own "
@@ -83,8 +92,7 @@ def facts_of(task: str) -> TaskFacts | None:
     """Finds what is known of a task; None if nothing is."""
     if task in ANSWERS_WITHHELD:
         return None
-    fitting = [name for name in TASKS if task == name or task.startswith(f"{name}_")]
-    return TASKS[max(fitting, key=len)] if fitting else None
+    return _MVBENCH if task.startswith("mvbench_") else TASKS.get(task)
 
 
 def explain_unjudged(task: str) -> str:

@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from itg_data.errors import ItgError
+from itg_data.jsonl import read_jsonl
 from lmms_eval.api.instance import Instance, unwrap_generation_output
 from lmms_eval.api.model import lmms
 from lmms_eval.models import MODEL_REGISTRY_V2
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.models.registry_v2 import ModelRegistryV2
 
+from itg_eval.lmms.arguments import identify, read_secrets
 from itg_eval.lmms.documents import document_of, video_path
 from itg_eval.lmms.entry import SHADOW_VARIABLE, builtin_manifests
 from itg_eval.lmms.forms import choose_form, frame_count
@@ -38,7 +40,8 @@ from itg_eval.lmms.journal import Journal
 from itg_eval.lmms.keyed import KeyedRow, KeyedTasks
 from itg_eval.lmms.qwen import tell_true_times
 from itg_eval.lmms.show import Show
-from itg_eval.records import Key, Selections, format_key
+from itg_eval.records import Key, Selections, by_key, format_key
+from itg_eval.scores import Failure
 
 # lmms-eval's own log shows warnings only as well
 logger = logging.getLogger(__name__)
@@ -60,6 +63,8 @@ class ITG(lmms):
             frames, count it and say so.
         timestamps: Whether pictures come with their times, where the form allows it.
         journal: Folder for answers as they come; None keeps none.
+        left_out: File of the documents that are not asked, for their videos cannot be read; the
+            answer to them is empty. None where all are asked.
         inner_args: The host's own arguments.
 
     Raises:
@@ -78,6 +83,7 @@ class ITG(lmms):
         missing: str = "fail",
         timestamps: bool = True,
         journal: str | None = None,
+        left_out: str | None = None,
         **inner_args: Any,
     ) -> None:
         super().__init__()
@@ -86,10 +92,12 @@ class ITG(lmms):
         self._selections = _load_selections(selection, frames_sha)
         self._selection_file = selection
         self._shows_uniform = missing == "uniform"
+        self._left_out = set(by_key(read_jsonl(left_out, Failure))) if left_out else set[Key]()
         self._top_k = max(chosen.top_k for chosen in self._selections.values())
         host = _host_class(inner, force_simple=type(self).is_simple)
         form = choose_form(inner, host.is_simple, frames_as)
-        arguments = {**inner_args, **frame_count(inner, inner_args, self._top_k)}
+        arguments = {**inner_args, **read_secrets()}
+        arguments |= frame_count(inner, inner_args, self._top_k)
         self._inner: lmms = host(**arguments)
         self.is_simple = host.is_simple
         self.task_dict = KeyedTasks()
@@ -99,8 +107,9 @@ class ITG(lmms):
         if form == "video_list":
             tell_true_times(host)
         self._tasks_own: dict[str, Callable[..., Any]] = {}
-        identity = [inner, str(sorted(arguments.items())), form, str(timestamps), missing]
+        identity = [inner, *identify(arguments), form, str(timestamps)]
         self._journal_identity = [*identity, self._selections.sha256]
+        self._seconds, self._num_asked = 0.0, 0
         self._journal_folder = None if journal is None else Path(str(journal))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -136,6 +145,14 @@ class ITG(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
         """Answers in text; written down as they come, if there is a journal."""
+        asked = [i for i, r in enumerate(requests) if _document(r) not in self._left_out]
+        answers: list[Any] = [""] * len(requests)
+        given = self._answer([requests[i] for i in asked])
+        for i, answer in zip(asked, given, strict=True):
+            answers[i] = answer
+        return answers
+
+    def _answer(self, requests: list[Instance]) -> list[Any]:
         if self._journal_folder is None:
             return self._delegate("generate_until", requests)
         self._check(requests)
@@ -150,6 +167,7 @@ class ITG(lmms):
             for i, answer in zip(chunk, given, strict=True):
                 answers[i] = answer
                 journal.add(keys[i], str(unwrap_generation_output(answer)[0]))
+        self._log_cost()
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
@@ -161,17 +179,38 @@ class ITG(lmms):
         return self._delegate("generate_until_multi_round", requests)
 
     def _delegate(self, kind: str, requests: list[Instance]) -> list[Any]:
+        self._refuse_left_out(kind, requests)
         self._check(requests)
-        return self._ask(kind, requests)
+        answers = self._ask(kind, requests)
+        self._log_cost()
+        return answers
+
+    def _refuse_left_out(self, kind: str, requests: Sequence[Instance]) -> None:
+        """Only an answer in text can be empty."""
+        for request in requests:
+            if _document(request) in self._left_out:
+                where = format_key(_document(request))
+                raise ItgError(f"{where} is left out, and there is no empty answer to {kind}")
 
     def _ask(self, kind: str, requests: list[Instance]) -> list[Any]:
         prepared = [self._prepare(request) for request in requests]
         started_s = time.perf_counter()
         answers = getattr(self._inner, kind)(prepared)
-        seconds = time.perf_counter() - started_s
-        # the one way in which a model can put figures into lmms-eval's results, as means over calls
-        log_metrics(0.0, 0, 0.0, {"itg_seconds": seconds, "itg_questions": len(requests)})
+        self._seconds += time.perf_counter() - started_s
+        self._num_asked += len(requests)
         return answers
+
+    def _log_cost(self) -> None:
+        """Tells what all asking cost since the last time.
+
+        The one way in which a model can put figures into lmms-eval's results, as means over calls:
+        so there is one call for all questions.
+        """
+        if self._num_asked:
+            log_metrics(
+                0.0, 0, 0.0, {"itg_seconds": self._seconds, "itg_questions": self._num_asked}
+            )
+        self._seconds, self._num_asked = 0.0, 0
 
     def _check(self, requests: Sequence[Instance]) -> None:
         """Finds out before anything is asked what has no selection, or one for another question."""

@@ -30,8 +30,12 @@ def _q_frame(scores: Floats, k: int, *, parity: bool, tau: float, seed: int) -> 
 
     Adding Gumbel noise to `log softmax(scores / tau)` and taking the k greatest draws k frames
     without replacement from that softmax. Scores are expected at the scale of logits: the authors
-    pass raw LongCLIP products, some 10 to 30. For their three resolutions see
+    pass raw LongCLIP products, some 10 to 30. Scores whose spread is small against `tau`, such as
+    probabilities at the default, are drawn almost evenly. For their three resolutions see
     `split_resolutions`.
+
+    One seed gives one row of noise: whoever draws for many videos and counts the draws as
+    independent gives each a seed of its own.
 
     The authors do not seed the noise and draw it with torch in float32, kept from log 0 by adding
     1e-10 twice; where the softmax underflows, order is arbitrary. In parity the noise is

@@ -293,5 +293,13 @@ def describe_policy(name: str, params: Mapping[str, Any]) -> str:
     Arrays are data, not settings, and left out.
     """
     numbers = {p.name for p in policy_info(name).parameters if isinstance(p, Number)}
-    words = [f"{key}={params[key]:g}" for key in sorted(params) if key in numbers]
+    words = [f"{key}={_spell(params[key])}" for key in sorted(params) if key in numbers]
     return f"{name}({', '.join(words)})" if words else name
+
+
+def _spell(number: float) -> str:
+    """Writes a number as briefly as tells it from every other."""
+    if isinstance(number, int):
+        return str(number)
+    brief = f"{number:g}"
+    return brief if float(brief) == number else repr(float(number))

@@ -23,5 +23,7 @@ def doc_to_text(doc: dict[str, Any]) -> str:
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 if the first letter of an option that stands alone in the answer is the right one."""
-    found = re.search(rf"\b[{LETTERS}]\b", results[0])
+    # a sentence may begin with an article
+    said = re.sub(r"(^|[.!?:;]\s+)A (?!is\b)[a-z]", r"\1", results[0].strip())
+    found = re.search(rf"\b[{LETTERS}]\b", said)
     return {"itg_scripted_acc": float(found is not None and found[0] == doc["answer"])}
