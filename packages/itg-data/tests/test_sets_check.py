@@ -94,7 +94,7 @@ def test_clips_are_counted_as_annotating_counts_them(annotated_set):
 
 def test_what_is_there_twice_is_named(annotated_set, scripted_root):
     records = list(read_jsonl(scripted_root / "records.jsonl", GroundingRecord))
-    again = {"question": f" {records[0].question.upper()} "}
+    again = {"question": f" {records[0].question.upper()} ", "answer": records[0].answer}
     found = faults(check(annotated_set({1: again, 2: {"id": records[0].id}})))
     assert found == [
         f"fault: annotations.jsonl: {records[1].id}: question: was asked of {records[0].video} "
