@@ -1,3 +1,4 @@
+import heapq
 import itertools
 import re
 import sys
@@ -408,20 +409,28 @@ class Planes(np.ndarray):
 
 
 class CpuSession:
-    """In the place of an NVDEC session: gives a frame of some size to every packet."""
+    """In the place of an NVDEC session: a frame of some size to every packet, in order of time."""
+
+    num_held = 4  # more than any frame here waits for
 
     def __init__(self, shape_at: Callable[[int], tuple[int, int]]) -> None:
         self.cuda_stream = SimpleNamespace(synchronize=lambda: None)
         self.distrusted = False
         self._shape_at = shape_at
+        self._held: list[int] = []
 
     def decode(self, packet) -> list[Planes]:
-        frame = np.zeros(self._shape_at(packet.pts), np.uint8).view(Planes)
-        frame.pts = packet.pts
-        return [frame]
+        heapq.heappush(self._held, packet.pts)
+        return [self._show()] if len(self._held) > self.num_held else []
 
     def flush(self) -> list[Planes]:
-        return []
+        return [self._show() for _ in range(len(self._held))]
+
+    def _show(self) -> Planes:
+        pts = heapq.heappop(self._held)
+        frame = np.zeros(self._shape_at(pts), np.uint8).view(Planes)
+        frame.pts = pts
+        return frame
 
     def settle(self) -> bool:
         return False
@@ -467,6 +476,17 @@ def test_frames_of_one_size_are_read_to_the_end(video_of, monkeypatch):
     assert frames.shape == (48, 98, 98, 3)
     np.testing.assert_array_equal(source_idx, range(48))
     assert not session.distrusted
+
+
+def test_frames_that_come_out_of_order_are_no_silent_loss(video_of, monkeypatch):
+    use_session(monkeypatch, session := CpuSession(lambda _: (240, 256)))
+    session.num_held = 0
+    with (
+        open_nvdec(video_of("b-frames"), "cpu") as gpu,
+        gpu.stream(range(48), 5, size=98, num_workers=1) as stream,
+        pytest.raises(VideoError, match="was decoded after later ones"),
+    ):
+        list(stream)
 
 
 @pytest.mark.parametrize("transpose", [False, True])

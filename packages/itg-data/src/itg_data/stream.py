@@ -345,8 +345,10 @@ def _decode_stretches(
             next_place = stretch.start
             for frame, image in decoder.read(wanted[stretch.start : stretch.stop]):
                 place = int(np.searchsorted(wanted, frame))
-                # frames come ascending, so what was passed over is lost; said before the wait for
-                # room, which the reader makes only once it knows of what it waits for
+                if place < next_place:
+                    raise VideoError(path, f"frame {frame} was decoded after later ones")
+                # what was passed over is lost; said before the wait for room, which the reader
+                # makes only once it knows of what it waits for
                 exchange.lose(set(range(next_place, place)))
                 if not exchange.put(place, image):
                     return

@@ -238,7 +238,8 @@ class NvdecDecoder:
             wanted: Source indices, ascending and distinct.
 
         Yields:
-            Source index of each, in the order they come, and its NV12 planes [H * 3 / 2, W].
+            Source index of each, ascending as a session shows them, and its NV12 planes
+            [H * 3 / 2, W].
 
         Raises:
             VideoError: A frame is of another size than the first.
