@@ -4,11 +4,14 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import importlib.util
 import random
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -46,6 +49,24 @@ def _skip_or_fail(message: str, promise: str) -> None:
     if os.environ.get(promise) == "1":
         pytest.fail(f"{message}, and {promise}=1", pytrace=False)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="module")
+def load_script() -> Iterator[Callable[[Path], ModuleType]]:
+    """Imports scripts that are no part of a package, such as benchmarks, with what lies beside."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def load(path: Path) -> ModuleType:
+            patch.syspath_prepend(str(path.parent))
+            spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            patch.setitem(sys.modules, spec.name, module)  # its dataclasses look themselves up
+            spec.loader.exec_module(module)
+            return module
+
+        yield load
 
 
 @pytest.fixture(autouse=True)

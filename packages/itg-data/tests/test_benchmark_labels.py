@@ -1,5 +1,3 @@
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +12,8 @@ from itg_data.synthetic import SyntheticConfig
 
 
 @pytest.fixture(scope="module")
-def labels() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "labels.py"
-    spec = importlib.util.spec_from_file_location("benchmark_labels", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_labels"] = module
-    spec.loader.exec_module(module)
-    return module
+def labels(load_script) -> ModuleType:
+    return load_script(Path(__file__).parents[1] / "benchmarks" / "labels.py")
 
 
 @pytest.fixture(scope="module")

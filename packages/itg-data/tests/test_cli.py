@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import re
 import shutil
@@ -94,14 +93,9 @@ def test_the_examples_of_the_readme_run(plain_video, tmp_path, monkeypatch):
             assert names["batch"].frames.shape[1:] == (384, 384, 3)
 
 
-def test_the_figures_of_the_readme_are_those_of_the_rows():
+def test_the_figures_of_the_readme_are_those_of_the_rows(load_script):
     package = Path(__file__).parents[1]
-    spec = importlib.util.spec_from_file_location("decode", package / "benchmarks" / "decode.py")
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    sys.modules["decode"] = benchmark
-    spec.loader.exec_module(benchmark)
+    benchmark = load_script(package / "benchmarks" / "decode.py")
     lines = (package / "benchmarks/results/nvidia-h200-16-cores.jsonl").read_text().splitlines()
     table = benchmark.format_table([json.loads(line) for line in lines])
     assert table in (package / "README.md").read_text()

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -30,16 +29,8 @@ FIELDS = [
 
 
 @pytest.fixture
-def load(monkeypatch):
-    def load(name):
-        monkeypatch.syspath_prepend(str(BENCHMARKS))
-        spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+def load(load_script):
+    return lambda name: load_script(BENCHMARKS / f"{name}.py")
 
 
 def test_rows_say_what_was_measured_and_who_was_absent(load, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ uv run --package itg-train python packages/itg-train/benchmarks/report.py
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,90 +37,45 @@ REFERENCE = {
 }
 """Of the reference's own code on the same kind of machine, measured before this code existed."""
 MIN_LINEAR, MAX_DATA_WAIT = 0.90, 0.03
+NOT_MEASURED = "- | not measured"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Aim:
-    """A figure to be reached by the best row of those that it is about."""
-
-    what: str
-    about: Callable[[Row], bool]
-    figure: str
-    unit: str
-    at_most: float | None = None
-    at_least: float | None = None
-
-    def verdict(self, rows: list[Row]) -> str:
-        """A line of the table."""
-        found = [row for row in rows if self.about(row)]
-        bound = f"at least {self.at_least}" if self.at_most is None else f"at most {self.at_most}"
-        line = f"| {self.what} | {bound} {self.unit} |"
-        if not found:
-            return f"{line} - | not measured |"
-        if self.at_most is None:
-            best = max(found, key=lambda row: row[self.figure])
-            is_met = best[self.figure] >= self.at_least
-        else:
-            best = min(found, key=lambda row: row[self.figure])
-            is_met = best[self.figure] <= self.at_most
-        measured = f"{best[self.figure]:.3f} at {best['git_sha'][:7]}"
-        return f"{line} {measured} | {'met' if is_met else 'missed'} |"
-
-
-AIMS = [
-    Aim(
-        what="forward and backward, 512 frames",
-        about=lambda row: row["case"] == "forward-backward" and row["frames"] == 512,
-        figure="s_per_step",
-        unit="s",
-        at_most=1.9,
+UNITS = {"s_per_step": "s", "samples_per_s_per_gpu": "samples/s a GPU", "mfu": "of the card's peak"}
+# what, of which rows, figure, at least so much; of seconds, at most
+AIMS: list[tuple[str, Callable[[Row], bool], str, float]] = [
+    (
+        "forward and backward, 512 frames",
+        lambda row: (row["case"], row["frames"]) == ("forward-backward", 512),
+        "s_per_step",
+        1.9,
     ),
-    Aim(
-        what="the same with features",
-        about=lambda row: row["case"] == "forward-backward-features" and row["frames"] == 512,
-        figure="s_per_step",
-        unit="s",
-        at_most=1.2,
+    (
+        "the same with features",
+        lambda row: (row["case"], row["frames"]) == ("forward-backward-features", 512),
+        "s_per_step",
+        1.2,
     ),
-    Aim(
-        what="step, a question a video, two GPUs",
-        about=lambda row: (row["case"], row["gpus"], row["questions_per_video"]) == ("step", 2, 1),
-        figure="samples_per_s_per_gpu",
-        unit="samples/s a GPU",
-        at_least=1.4,
+    (
+        "step, a question a video, two GPUs",
+        lambda row: (row["case"], row["gpus"], row["questions_per_video"]) == ("step", 2, 1),
+        "samples_per_s_per_gpu",
+        1.4,
     ),
-    Aim(
-        what="step, questions grouped or features kept",
-        about=lambda row: (
-            row["case"] == "step-features"
-            or (row["case"] == "step" and row["questions_per_video"] > 1)
-        ),
-        figure="samples_per_s_per_gpu",
-        unit="samples/s a GPU",
-        at_least=1.8,
+    (
+        "step, questions grouped or features kept",
+        lambda row: is_step(row) and (row["case"] != "step" or row["questions_per_video"] > 1),
+        "samples_per_s_per_gpu",
+        1.8,
     ),
-    Aim(
-        what="MFU of a pass, one GPU",
-        about=lambda row: row["case"].startswith("forward-backward") and row["gpus"] == 1,
-        figure="mfu",
-        unit="of 989 TFLOP/s",
-        at_least=0.40,
-    ),
-    Aim(
-        what="MFU of a step, one GPU",
-        about=lambda row: row["case"].startswith("step") and row["gpus"] == 1,
-        figure="mfu",
-        unit="of 989 TFLOP/s",
-        at_least=0.40,
-    ),
-    Aim(
-        what="MFU of a step, four GPUs",
-        about=lambda row: row["case"].startswith("step") and row["gpus"] == 4,
-        figure="mfu",
-        unit="of 989 TFLOP/s",
-        at_least=0.45,
-    ),
+    ("MFU of a pass, one GPU", lambda row: not is_step(row) and row["gpus"] == 1, "mfu", 0.40),
+    ("MFU of a step, one GPU", lambda row: is_step(row) and row["gpus"] == 1, "mfu", 0.40),
+    ("MFU of a step, four GPUs", lambda row: is_step(row) and row["gpus"] == 4, "mfu", 0.45),
 ]
+
+
+def is_step(row: Row) -> bool:
+    """Whether it is of whole steps; the others are of passes."""
+    return row["case"].startswith("step")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -178,23 +132,40 @@ def report(rows: list[Row]) -> str:
 def aims(rows: list[Row]) -> list[str]:
     """What was to be reached, and the best that was measured."""
     lines = ["| what | aim | measured | |", "|---|---|---|---|"]
-    lines += [aim.verdict(rows) for aim in AIMS]
-    wait = max(row["data_wait"] for row in rows if row["case"].startswith("step"))
-    said = "met" if wait < MAX_DATA_WAIT else "missed"
-    lines.append(
-        f"| waiting for data, any step | under {MAX_DATA_WAIT:.0%} | {wait:.2%} | {said} |"
-    )
-    for num_gpus, share in linear(rows):
-        said = "met" if share >= MIN_LINEAR else "missed"
+    for what, is_about, figure, bound in AIMS:
+        lines.append(verdict(what, [row for row in rows if is_about(row)], figure, bound))
+    waits = [row["data_wait"] for row in rows if is_step(row)]
+    measured = f"{max(waits):.2%} | {met(max(waits) < MAX_DATA_WAIT)}" if waits else NOT_MEASURED
+    lines.append(f"| waiting for data, any step | under {MAX_DATA_WAIT:.0%} | {measured} |")
+    for several, one in pairs(rows):
+        share = several["samples_per_s_per_gpu"] / one["samples_per_s_per_gpu"]
+        commits = f"{several['git_sha'][:7]} and {one['git_sha'][:7]}"
+        measured = f"{share:.1%} at {commits} | {met(share >= MIN_LINEAR)}"
         aim = f"at least {MIN_LINEAR:.0%} of linear"
-        lines.append(f"| step, {num_gpus} GPUs against one | {aim} | {share:.1%} | {said} |")
+        lines.append(f"| step, {several['gpus']} GPUs against one | {aim} | {measured} |")
     return lines
 
 
-def linear(rows: list[Row]) -> Iterable[tuple[int, float]]:
-    """Of several GPUs' samples a second, the share of that many times one GPU's.
+def verdict(what: str, rows: list[Row], figure: str, bound: float) -> str:
+    """One line: the best of the rows that an aim is about, and whether that is enough."""
+    is_time = figure == "s_per_step"
+    line = f"| {what} | at {'most' if is_time else 'least'} {bound} {UNITS[figure]} |"
+    if not rows:
+        return f"{line} {NOT_MEASURED} |"
+    best = (min if is_time else max)(rows, key=lambda row: row[figure])
+    is_met = best[figure] <= bound if is_time else best[figure] >= bound
+    return f"{line} {best[figure]:.3f} at {best['git_sha'][:7]} | {met(is_met)} |"
 
-    Only of rows that differ in nothing else: as many groups a GPU, as many blocks recomputed.
+
+def met(is_met: bool) -> str:
+    """As the tables say it."""
+    return "met" if is_met else "missed"
+
+
+def pairs(rows: list[Row]) -> Iterable[tuple[Row, Row]]:
+    """Rows of several GPUs, each with that of one GPU to hold it against.
+
+    Their settings differ in nothing else: as many groups a GPU, as many blocks recomputed.
     """
 
     def settings(row: Row) -> tuple[Any, ...]:
@@ -204,7 +175,7 @@ def linear(rows: list[Row]) -> Iterable[tuple[int, float]]:
     alone = {settings(row): row for row in rows if row["gpus"] == 1}
     for row in rows:
         if row["gpus"] > 1 and (one := alone.get(settings(row))):
-            yield row["gpus"], row["samples_per_s_per_gpu"] / one["samples_per_s_per_gpu"]
+            yield row, one
 
 
 def table(rows: list[Row]) -> list[str]:
@@ -216,12 +187,11 @@ def table(rows: list[Row]) -> list[str]:
         if known := REFERENCE.get((rows[0]["case"], frames)):
             lines.append(f"| | {frames} | the reference: {known} |" + " |" * 10)
     for row in rows:
-        is_step = row["case"].startswith("step")
         cells = (
             row["gpus"],
             row["frames"],
-            row["questions_per_video"] if is_step else "",
-            row["groups_per_step"] if is_step else "",
+            row["questions_per_video"] if is_step(row) else "",
+            row["groups_per_step"] if is_step(row) else "",
             row["layers_recomputed"],
             row["attention"],
             f"{row['tokens_per_sample']:.0f}",

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,12 +13,8 @@ FIELDS = {
 
 
 @pytest.fixture
-def report(monkeypatch):
-    spec = importlib.util.spec_from_file_location("bench_report", BENCHMARKS / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def report(load_script):
+    return load_script(BENCHMARKS / "report.py")
 
 
 @pytest.fixture
@@ -89,8 +84,14 @@ def test_gpus_are_compared_only_where_nothing_else_differs(write):
     alone = row(gpus=1, groups_per_step=8, layers_recomputed=20, samples_per_s_per_gpu=1.0)
     same = row(layers_recomputed=20, samples_per_s_per_gpu=0.9)
     lines = write(alone, same, row(samples_per_s_per_gpu=2.0))
-    linear = [line for line in lines if "against one" in line]
-    assert linear == ["| step, 2 GPUs against one | at least 90% of linear | 90.0% | met |"]
+    (linear,) = [line for line in lines if "against one" in line]
+    measured = "90.0% at 0123456 and 0123456"
+    assert linear == f"| step, 2 GPUs against one | at least 90% of linear | {measured} | met |"
+
+
+def test_without_a_step_its_wait_for_data_is_not_measured(write):
+    lines = write(row(case="forward-backward", gpus=1, frames=512))
+    assert "| waiting for data, any step | under 3% | - | not measured |" in lines
 
 
 def test_no_rows_are_no_report(report, tmp_path, capsys):

@@ -38,9 +38,20 @@ def test_a_task_of_srun_finds_its_place():
 
 
 def test_what_a_launcher_said_stays_and_a_batch_script_is_a_single_process():
-    assert find_place(SLURM | {"RANK": "0"}) == {}
+    assert find_place(SLURM | {"RANK": "0", "WORLD_SIZE": "1"}) == {}
+    place = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "gpu3", "MASTER_PORT": "5"}
+    assert find_place(SLURM | place) == {}
     batch = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
     assert find_place(batch)["WORLD_SIZE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("left_over", "missing"),
+    [({}, "WORLD_SIZE"), ({"WORLD_SIZE": "2", "MASTER_ADDR": "gpu3"}, "MASTER_PORT")],
+)
+def test_what_a_launcher_left_behind_is_no_place(left_over, missing):
+    with pytest.raises(ValueError, match=f"RANK is set without {missing}: "):
+        find_place({"RANK": "0", **left_over})
 
 
 def test_slurm_without_a_list_of_nodes_is_refused():

@@ -132,20 +132,26 @@ def find_place(environment: Mapping[str, str]) -> dict[str, str]:
         task of `srun`, or those of a single process.
 
     Raises:
-        ValueError: SLURM's variables contradict one another.
+        ValueError: SLURM's variables contradict one another, or a launcher's are not all there.
     """
     if "RANK" in environment:
+        _require_all(environment)
         return {}
     # a batch script has most of SLURM's variables too, but is no task of a step
     if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
         return _from_slurm(environment)
-    return {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-    }
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def _require_all(environment: Mapping[str, str]) -> None:
+    needed = ["WORLD_SIZE"]
+    if environment.get("WORLD_SIZE", "1") != "1":
+        needed += ["MASTER_ADDR", "MASTER_PORT"]
+    if missing := [name for name in needed if name not in environment]:
+        raise ValueError(
+            f"RANK is set without {' and '.join(missing)}: a launcher sets all of them; unset RANK "
+            "to run alone"
+        )
 
 
 def _from_slurm(environment: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,6 @@ from itg_data.sets.folder import Sample, SetFolder
 from itg_data.sets.statistics import SetStatistics
 from itg_data.video import open_video
 
-_READ_BYTES = 1 << 20
 _COMMON_SHARE = 0.98
 """Above it, a type is nearly all there is; the published set's flags are like that."""
 _REFUSED_SHARE = 0.8
@@ -162,14 +161,11 @@ def look_at_video(path: Path) -> VideoFacts | str:
     """Reads what a check needs to know of a video; the complaint if it cannot be read."""
     try:
         with open_video(path) as video, path.open("rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(_READ_BYTES):
-                digest.update(piece)
             return VideoFacts(
                 times_s=video.probe.times_s,
                 duration_s=video.duration_s,
                 frame_s=1 / video.fps,
-                sha256=digest.hexdigest(),
+                sha256=hashlib.file_digest(file, "sha256").hexdigest(),
             )
     except VideoError as error:
         return error.reason
