@@ -43,9 +43,11 @@ from setting import (
     make_video,
     provenance,
     read_as_reference,
+    write_heldout,
 )
 
 Row = dict[str, Any]
+Questions = list[tuple[Path, str]]
 REFERENCE_NETWORK_S = {32: 0.759, 64: 0.894, 128: 1.004, 256: 1.414, 512: 1.649}
 """The reference's network alone, by frames."""
 REFERENCE_COLD_S = {512: 18.7}
@@ -71,7 +73,8 @@ class Benchmark:
     """Folder for the rows; nothing is written without it."""
 
     cases: tuple[str, ...] = (
-        *("native", "fp8", "many", "cold", "nvdec", "literal", "sides", "frames"),
+        *("literal", "native", "fp8", "cold", "nvdec"),
+        *("frames", "sides", "small", "many", "many-nvdec"),
     )
     """Groups of cases to measure."""
 
@@ -82,7 +85,7 @@ class Benchmark:
     """A trained checkpoint, for the overlap of its choices in other precisions."""
 
     small_questions: Path | None = None
-    """Questions about videos beside the file, for the same."""
+    """Questions about videos beside the file, for the same, instead of writing scripted videos."""
 
     repeats: int = 5
     """Times each case is measured; the median counts."""
@@ -373,31 +376,43 @@ def measure_sides(bench: Benchmark) -> Iterator[Row]:
 def measure_small(bench: Benchmark) -> Iterator[Row]:
     """How many of the best frames a trained small model keeps with fewer bits."""
     # as the model was trained, 8 of 48 frames; and 32 of the most of which it sees 2 x 2 tokens
-    for rate_hz, num_frames, top_k in ((1, 48, 8), (2.5, 120, 32)):
-        sampling = SamplingConfig(rate_hz=rate_hz, max_frames=num_frames)
-        exact, half, eighth = (
-            choose_small(bench, dtype, precision, top_k, sampling)
-            for dtype, precision in SMALL_PRECISIONS
-        )
-        pairs = (("native", "float32", half, exact), ("fp8", "bfloat16", eighth, half))
-        for precision, against, found, wanted in pairs:
-            overlaps = [len(a & b) / top_k for a, b in zip(found, wanted, strict=True)]
-            common = {"overlap": statistics.mean(overlaps), "lowest_overlap": min(overlaps)}
-            common |= {"top_k": top_k, "num_questions": len(overlaps)}
-            case = f"overlap with {against}, itg-tiny"
-            yield make_row(case, num_frames, precision, 0.0, **common)
+    with tempfile.TemporaryDirectory() as folder:
+        questions = bench.small_questions or write_heldout(Path(folder))
+        asked = read_questions(questions, None)
+        for rate_hz, num_frames, top_k in ((1, 48, 8), (2.5, 120, 32)):
+            sampling = SamplingConfig(rate_hz=rate_hz, max_frames=num_frames)
+            yield from compare_precisions(bench.small, asked, top_k, sampling)
+
+
+def compare_precisions(
+    checkpoint: str, asked: Questions, top_k: int, sampling: SamplingConfig
+) -> Iterator[Row]:
+    """bfloat16 beside float32, and 8 bits beside bfloat16."""
+    exact, half, eighth = (
+        choose_small(checkpoint, dtype, precision, asked, top_k, sampling)
+        for dtype, precision in SMALL_PRECISIONS
+    )
+    pairs = (("native", "float32", half, exact), ("fp8", "bfloat16", eighth, half))
+    for precision, against, found, wanted in pairs:
+        overlaps = [len(a & b) / top_k for a, b in zip(found, wanted, strict=True)]
+        common = {"overlap": statistics.mean(overlaps), "lowest_overlap": min(overlaps)}
+        common |= {"top_k": top_k, "num_questions": len(overlaps)}
+        case = f"overlap with {against}, itg-tiny"
+        yield make_row(case, sampling.max_frames, precision, 0.0, **common)
 
 
 def choose_small(
-    bench: Benchmark, dtype: str, precision: Precision, top_k: int, sampling: SamplingConfig
+    checkpoint: str,
+    dtype: str,
+    precision: Precision,
+    asked: Questions,
+    top_k: int,
+    sampling: SamplingConfig,
 ) -> list[set[int]]:
     """The frames chosen for each question."""
-    if bench.small_questions is None:
-        raise ValueError("the case small needs --small-questions")
-    grounder = FrameGrounder.from_pretrained(bench.small, "cuda", dtype, precision=precision)
-    pairs = read_questions(bench.small_questions, None)
+    grounder = FrameGrounder.from_pretrained(checkpoint, "cuda", dtype, precision=precision)
     chosen: list[set[int]] = []
-    for result in grounder.select_many(pairs, top_k, sampling):
+    for result in grounder.select_many(asked, top_k, sampling):
         if isinstance(result, FailedSelection):
             raise ValueError(f"{result.video}: {result.error}")
         chosen.append({frame.source_idx for frame in result.selected})

@@ -1,6 +1,7 @@
 """What the latency cases run on: the 7B shape with random weights, its rival, and real videos."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from itg_data.synthetic import SyntheticConfig, load_or_write_dataset
 from itg_model import FrameGrounder, FrameGroundingConfig, FrameGroundingModel
 from itg_model.frames import Decode
 from itg_model.model import Precision
@@ -133,6 +135,17 @@ def make_video(folder: Path, clip: Path | None, seconds: int = 120) -> Path:
     decode: Any = importlib.import_module("decode")
     clip = clip or decode.make_clip(folder / "clip.mp4")
     return decode.repeat_clip(clip, folder / f"{seconds}.mp4", seconds)
+
+
+def write_heldout(folder: Path) -> Path:
+    """Writes the first 40 videos that itg-tiny was held against; gives the file of questions."""
+    config = SyntheticConfig(num_train=1, num_heldout=40, difficulty=1.0, num_place_questions=4)
+    cores = len(os.sched_getaffinity(0))
+    records = load_or_write_dataset(folder / "scripted", config, num_workers=cores)
+    asked = [{"video": r.video, "question": r.question} for r in records if r.split == "heldout"]
+    path = folder / "scripted" / "questions.jsonl"
+    path.write_text("".join(json.dumps(question) + "\n" for question in asked))
+    return path
 
 
 def provenance() -> dict[str, Any]:
