@@ -38,15 +38,21 @@ def main(argv: list[str] | None = None) -> int:
     if not options.no_tests and not _tests_are_green():
         print("The tests are red: no numbers.", file=sys.stderr)
         return 1
-    rows = list(measure(options))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    rows = list(_written(measure(options), options.out))
     _print_table(rows)
     if options.base:
         _print_comparison(rows, _rows_of_base(options))
     return 0
+
+
+def _written(rows: Iterator[Row], path: Path | None) -> Iterator[Row]:
+    """The rows, each on disk before the next is measured: what an interrupted run has is kept."""
+    for row in rows:
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        yield row
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
