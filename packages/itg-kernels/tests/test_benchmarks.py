@@ -179,6 +179,21 @@ def test_the_report_holds_the_newest_rows_and_says_where_an_aim_is_missed(load, 
     assert "torch-topk-sort" in (tmp_path / "report.svg").read_text()
 
 
+def test_a_run_without_a_competitor_keeps_what_was_measured_beside_it_before(load):
+    before, now = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
+    rows = [
+        row(p50_us=10.0, utc=before),
+        row(provider="liger", p50_us=30.0, utc=before, git_sha="before0"),
+        row(p50_us=5.0, utc=now),
+        {k: v for k, v in row(provider="liger", utc=now, absent="?").items() if k != "p50_us"},
+    ]
+    report = load("report")
+    text = report.report(report.newest(rows))
+    assert "liger | 7.0 | 30.0 | 9.0 |" in text
+    assert "3.00 x | before0 |" in text
+    assert "absent" not in text
+
+
 def test_the_committed_report_is_what_the_committed_rows_say(load, tmp_path):
     shutil.copytree(BENCHMARKS / "results", tmp_path / "results")
     assert load("report").main([str(tmp_path)]) == 0

@@ -185,7 +185,8 @@ def _load_flash4() -> Any:
     warnings.filterwarnings("ignore", category=UserWarning, module="cutlass")
     try:
         return importlib.import_module("flash_attn.cute").flash_attn_varlen_func
-    except ImportError as error:
+    # the older one of flash-attn 2 looks for names that today's compiler does not have
+    except (ImportError, AttributeError) as error:
         raise RunError(
             f"flash-attn-4 is installed, but cannot be imported: {error}. flash-attn 2 has files "
             "of the same names: where both are wanted, install flash-attn-4 last; or uninstall it"
