@@ -16,6 +16,7 @@ import numpy.typing as npt
 from itg_data.errors import ItgError
 from itg_data.records import FrameScores
 from itg_data.sampling import SamplingConfig
+from itg_model.locate import TINY, TINY_FOLDER
 
 if TYPE_CHECKING:
     from itg_model.grounder import EncodedVideo
@@ -110,7 +111,7 @@ def fingerprint(model: str, suffixes: Collection[str] = WEIGHED) -> str | None:
     Names, sizes and 64 blocks spread over each file are hashed: training moves every weight.
 
     Args:
-        model: The directory.
+        model: The directory, or `itg-tiny`, which another itg-model may bring along otherwise.
         suffixes: Of the files that count.
 
     Returns:
@@ -118,7 +119,9 @@ def fingerprint(model: str, suffixes: Collection[str] = WEIGHED) -> str | None:
     """
     directory = Path(model)
     if not directory.is_dir():
-        return None
+        if model != TINY:
+            return None
+        directory = TINY_FOLDER
     digest = hashlib.sha256()
     try:
         for path in sorted(p for p in directory.iterdir() if p.suffix in suffixes and p.is_file()):
