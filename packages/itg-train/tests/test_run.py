@@ -146,6 +146,20 @@ def test_a_run_killed_half_way_ends_as_if_it_had_not_been(uninterrupted, home):
         assert torch.equal(trained[name], tensor), name
 
 
+def test_a_second_run_in_the_folder_of_one_at_work_is_refused_and_spoils_nothing(home):
+    process = start(home, "taken", "--num-steps", "150")
+    wait_for(home / "taken" / "state" / "latest", process)
+    # long enough for the second to lose its patience: as if it trained for hours
+    process.send_signal(signal.SIGSTOP)
+    second = start(home, "taken", "--num-steps", "150")
+    _, err = second.communicate(timeout=120)
+    process.send_signal(signal.SIGCONT)
+    assert second.returncode == 2
+    assert "another run is at work in this folder" in err.splitlines()[-1]
+    finish(process)
+    assert read_metrics(home / "taken", "step") == list(range(150))
+
+
 def test_a_finished_run_started_again_shows_its_results_and_trains_no_more(uninterrupted, home):
     before = (uninterrupted[0] / "metrics.jsonl").read_bytes()
     assert finish(start(home, "whole")) == uninterrupted[1]

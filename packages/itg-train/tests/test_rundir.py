@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+from itg_train import rundir
 from itg_train.recipes import scripted_small
 from itg_train.rundir import DataFacts, RunDir, RunError, describe_origin
 
@@ -63,6 +64,20 @@ def test_a_run_killed_before_it_wrote_its_config_may_start_again(config):
     (config.run_dir / "data.json").write_text("{}")
     RunDir(config.run_dir).claim("scripted-small", config, DATA)
     assert json.loads((config.run_dir / "provenance.json").read_text())["packages"]
+
+
+def test_a_folder_that_a_run_is_at_work_in_is_refused_until_it_ends(config, monkeypatch):
+    monkeypatch.setattr(rundir, "LOCK_PATIENCE_S", 0.2)
+    config.run_dir.mkdir()
+    with (
+        RunDir(config.run_dir).held(),
+        pytest.raises(RunError, match="another run is at work in this folder"),
+        RunDir(config.run_dir).held(),
+    ):
+        pass
+    with RunDir(config.run_dir).held():
+        # what a run leaves that found no data
+        RunDir(config.run_dir).claim("scripted-small", config, DATA)
 
 
 def test_metrics_of_steps_taken_again_and_half_a_line_are_cut(tmp_path):

@@ -1,6 +1,7 @@
 """One run from its config to its results; started again, it goes on where it was."""
 
 import logging
+from contextlib import ExitStack
 
 from itg_train import engine
 from itg_train.config import TrainConfig
@@ -26,15 +27,21 @@ def run(recipe: str, config: TrainConfig) -> str:
         What to tell the user, from the first process; nothing from the others.
 
     Raises:
-        RunError: The run's folder is another run's, or there is nothing to learn from.
+        RunError: The run's folder is another run's, or one is at work in it, or there is nothing to
+            learn from.
     """
     check_wandb(config)
     check_start(config.start)
     processes = engine.join_processes(config.engine)
     readers = Readers(config.data.num_workers)
+    run_dir, holding = RunDir(config.run_dir), ExitStack()
+
+    def take_folder() -> None:
+        run_dir.check(recipe, config)
+        holding.enter_context(run_dir.held())
+
     try:
-        run_dir = RunDir(config.run_dir)
-        engine.first_does(lambda: run_dir.check(recipe, config))
+        engine.first_does(take_folder)
         prepared = prepare(config, processes, readers)
         data = describe_data(prepared.train, prepared.heldout)
         # only now: a run that finds no data should not bar the folder to the corrected command
@@ -45,6 +52,7 @@ def run(recipe: str, config: TrainConfig) -> str:
             text = show_results(recipe, config, processes, prepared, run_dir, results)
         engine.wait_for_all()
     finally:
+        holding.close()
         readers.close()
         engine.leave_processes()
     return text

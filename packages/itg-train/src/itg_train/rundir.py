@@ -12,13 +12,18 @@
 
 A folder belongs to one config and to what is learnt from. Started again with the same ones, an
 unfinished run goes on, with any number of processes; with others it is refused, because its results
-would be of neither.
+would be of neither. Two runs at once in one folder would spoil each other's states, so a run holds
+the lock `.lock` for as long as it lives; the system takes it back however the run ends.
 """
 
+import fcntl
 import importlib.metadata
 import json
 import platform
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +48,10 @@ _PACKAGES = (
     "av",
     "decord",
 )
+
+
+LOCK_PATIENCE_S = 10.0
+"""How long a run waits for one before it, just killed, to be gone."""
 
 
 class RunError(ItgError):
@@ -71,6 +80,7 @@ class RunDir:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.lock = root / ".lock"
         self.config = root / "config.json"
         self.provenance = root / "provenance.json"
         self.data = root / "data.json"
@@ -102,10 +112,32 @@ class RunDir:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             # what a run leaves that was killed before it wrote its config
-            if set(self.root.iterdir()) - {self.provenance, self.data}:
+            if set(self.root.iterdir()) - {self.lock, self.provenance, self.data}:
                 raise RunError(f"{self.root} is not empty and not a run; pass another --run-dir")
         except OSError as error:
             raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs out of the folder, which must be there.
+
+        Raises:
+            RunError: Another run is at work in it, or it cannot be written to.
+        """
+        try:
+            lock = self.lock.open("w")
+        except OSError as error:
+            raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
+        with lock:
+            deadline_s = time.monotonic() + LOCK_PATIENCE_S
+            while not _is_locked(lock.fileno()):
+                if time.monotonic() > deadline_s:
+                    raise RunError(
+                        f"{self.root}: another run is at work in this folder; wait until it ends, "
+                        "or pass another --run-dir"
+                    )
+                time.sleep(0.1)
+            yield
 
     def claim(self, recipe: str, config: TrainConfig, data: DataFacts) -> None:
         """Makes the folder this run's own, unless it is already.
@@ -155,6 +187,18 @@ class RunDir:
             except ValueError:
                 continue
         write_atomic(self.metrics, "".join(kept))
+
+
+def _is_locked(fd: int) -> bool:
+    """Takes a file's lock if it is free."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # a file system without locks, as some clusters have: the run is worth more than the lock
+        return True
+    return True
 
 
 def write_json(path: Path, data: Any) -> None:
