@@ -4,7 +4,10 @@ from contextlib import closing
 
 import pytest
 import torch
+from itg_data.records import TimeSpan
 from itg_train import prepare as preparing
+from itg_train.chat import ChatRecord
+from itg_train.dataset import Group
 from itg_train.engine import Processes
 from itg_train.prepare import describe_data, prepare
 from itg_train.readers import Readers
@@ -32,6 +35,35 @@ def test_processes_that_see_different_videos_do_not_begin(prepare_with):
     with pytest.raises(RunError, match=r"process 1: 2 videos .* is data.root the same") as caught:
         prepare_with(lambda mine: dataclasses.replace(mine, num_videos=2, sha256="cd"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"question": "When is it dark?"}, {"spans": (TimeSpan(start_s=1.0, end_s=2.0),)}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_annotations_that_teach_something_else_under_the_same_ids_change_the_fingerprint(
+    make_dataset, changes
+):
+    train, heldout = make_dataset(), make_dataset(split="heldout")
+    before = describe_data(train, heldout)
+    first = train.groups[0]
+    corrected = dataclasses.replace(first.records[0], **changes)
+    records = (corrected, *first.records[1:])
+    train.groups[0] = dataclasses.replace(first, records=records)
+    assert describe_data(train, heldout).sha256 != before.sha256
+
+
+def test_conversations_that_say_something_else_change_the_fingerprint(make_dataset):
+    dataset = make_dataset()
+
+    def described(text):
+        turns = (("human", "What is it?"), ("gpt", text))
+        records = (ChatRecord(id="0", video="", turns=turns),)
+        dataset.groups = [Group(video="", num_frames=0, records=records)]
+        return describe_data(dataset, make_dataset(split="none")).sha256
+
+    assert described("A cat.") == described("A cat.") != described("A dog.")
 
 
 def test_what_the_order_of_steps_follows_from_makes_the_fingerprint(

@@ -5,11 +5,12 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from itg_model.processing import load_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from itg_train.chat import CHATML_MARKS, ChatTask, has_marks
+from itg_train.chat import CHATML_MARKS, ChatRecord, ChatTask, has_marks
 from itg_train.config import TrainConfig
 from itg_train.dataset import Task, VideoDataset
 from itg_train.engine import Processes, first_does, gather_from_all
@@ -70,19 +71,31 @@ def prepare(config: TrainConfig, processes: Processes, readers: Readers) -> Prep
 
 
 def describe_data(train: VideoDataset, heldout: VideoDataset) -> DataFacts:
-    """What the order of a run's groups, and so every step of it, follows from."""
+    """What the order of a run's groups, and so every step of it, follows from; and what they teach.
+
+    A question or a label that is corrected in place keeps its id, and moves neither the order nor
+    any count: a run that went on with it would have learnt from both.
+    """
     groups = [*train.groups, *heldout.groups]
     digest = hashlib.sha256()
     for split in (train, heldout):
         for group in split.groups:
-            ids = [record.id for record in group.records]
-            digest.update(json.dumps([group.video, group.num_frames, ids]).encode() + b"\n")
+            taught = [_taught_by(record) for record in group.records]
+            digest.update(json.dumps([group.video, group.num_frames, taught]).encode() + b"\n")
         digest.update(b"\n")
     return DataFacts(
         num_videos=len({group.video for group in groups if group.video}),
         num_questions=sum(len(group.records) for group in groups),
         sha256=digest.hexdigest(),
     )
+
+
+def _taught_by(record: Record) -> list[Any]:
+    """A record's id and all of it that a task makes ids and labels of."""
+    if isinstance(record, ChatRecord):
+        return [record.id, record.turns]
+    spans = [(span.start_s, span.end_s) for span in record.spans]
+    return [record.id, record.question, spans]
 
 
 def _check_alike(seen: Sequence[DataFacts]) -> None:

@@ -65,7 +65,7 @@ class DataFacts:
     num_videos: int
     num_questions: int
     sha256: str
-    """Of the groups in their order: each one's video, frames and records."""
+    """Of the groups in their order: each one's video, number of frames, questions and labels."""
 
     def __str__(self) -> str:
         return f"{self.num_videos} videos with {self.num_questions} questions"
