@@ -5,14 +5,17 @@ from contextlib import closing
 import pytest
 import torch
 from itg_data.records import TimeSpan
+from itg_model.processing import encode_question, load_tokenizer
 from itg_train import prepare as preparing
 from itg_train.chat import ChatRecord
+from itg_train.config import StartConfig
 from itg_train.dataset import Group
 from itg_train.engine import Processes
 from itg_train.prepare import describe_data, prepare
 from itg_train.readers import Readers
 from itg_train.recipes import scripted_small
 from itg_train.rundir import RunError
+from itg_train.tokenizer import train_tokenizer
 
 
 @pytest.fixture
@@ -85,3 +88,35 @@ def test_what_the_order_of_steps_follows_from_makes_the_fingerprint(
         describe_data(train, make_dataset(split="none")),
     ]
     assert len({each.sha256 for each in [whole, *others]}) == 5
+
+
+def test_the_records_are_read_once_and_complained_of_once(prepare_with, monkeypatch):
+    calls = []
+    real = preparing.load_records
+    monkeypatch.setattr(preparing, "load_records", lambda *a: calls.append(a) or real(*a))
+    prepare_with(lambda mine: mine)
+    assert len(calls) == 1
+
+
+def test_a_question_is_learnt_as_the_checkpoints_tokenizer_will_read_it(tmp_path):
+    texts = ["Look?! Where!! Go!"] * 5
+    config = scripted_small()
+    plain = train_tokenizer(texts, config.model.text.vocab_size)
+    plain.save_pretrained(tmp_path / "start")
+    mark = plain.convert_tokens_to_ids("!")
+    config = dataclasses.replace(
+        config,
+        start=StartConfig(checkpoint=tmp_path / "start"),
+        data=dataclasses.replace(config.data, pad_token_id=mark),
+    )
+    tokenizer = preparing._get_tokenizer(config, [])
+    tokenizer.save_pretrained(tmp_path / "end")
+    asked = "Look?! Where!! Go!"
+    learnt = encode_question(asked, tokenizer)
+    assert learnt.tolist() == encode_question(asked, load_tokenizer(tmp_path / "end")).tolist()
+    assert "!" not in tokenizer.decode(learnt[1:])
+
+
+def test_a_pad_token_that_is_none_is_refused(tmp_path):
+    with pytest.raises(RunError, match="pad_token_id is 9999, but the tokenizer has tokens 0 to"):
+        preparing._with_pad_token(train_tokenizer(["What?"], 300), 9999)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +50,16 @@ def prepare(config: TrainConfig, processes: Processes, readers: Readers) -> Prep
         RunError: There is no video to learn from, or the processes see different ones.
         RecordError: A line of the records is not what it should be.
     """
-    first_does(lambda: _look(config, load_records(config.data, config.task), readers))
-    records = load_records(config.data, config.task)
-    facts = _look(config, records, readers)
+    found: list[tuple[Records, dict[str, VideoFacts]]] = []
+
+    def find() -> None:
+        records = load_records(config.data, config.task)
+        found.append((records, _look(config, records, readers)))
+
+    first_does(find)
+    if not found:
+        find()
+    ((records, facts),) = found
     tokenizer = _get_tokenizer(config, records.train)
     train, heldout = (
         _make_dataset(config, records, of_split, facts, tokenizer, readers.read)
@@ -127,8 +135,25 @@ def _get_tokenizer(config: TrainConfig, records: Sequence[Record]) -> PreTrained
     else:
         tokenizer = load_tokenizer(config.start.checkpoint)
     if config.data.pad_token_id is not None:
-        tokenizer.pad_token_id = config.data.pad_token_id
+        tokenizer = _with_pad_token(tokenizer, config.data.pad_token_id)
     return tokenizer
+
+
+def _with_pad_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> PreTrainedTokenizerBase:
+    """A tokenizer with another pad token, as it is once it was saved and loaded.
+
+    What loads one makes its pad token a word of its own wherever it stands: "?!" is then no longer
+    one token but two. A grounder must have learnt from what it will be asked with.
+    """
+    tokenizer.pad_token_id = token_id
+    if tokenizer.pad_token_id != token_id:
+        raise RunError(
+            f"data.pad_token_id is {token_id}, but the tokenizer has tokens 0 to "
+            f"{len(tokenizer) - 1}"
+        )
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save_pretrained(directory)
+        return load_tokenizer(directory)
 
 
 def _make_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
