@@ -1,9 +1,11 @@
+import dataclasses
 import logging
 
 import pytest
 from itg_train.cli import main, parse, take_nproc
 from itg_train.config import OptimConfig, to_plain
 from itg_train.recipes import RECIPES, to_options
+from itg_train.rundir import RunDir
 
 SPEAKING = ("itg_train.dataset", "itg_train.evaluate")
 
@@ -99,7 +101,9 @@ def test_a_run_that_finds_no_data_leaves_its_folder_to_the_corrected_command(tmp
     flags = ["--run-dir", str(tmp_path / "run"), "--data.root", str(tmp_path / "typo")]
     assert main([*flags, "--engine.device", "cpu"]) == 2
     assert "typo" in capsys.readouterr().err
-    assert list((tmp_path / "run").iterdir()) == []
+    config = dataclasses.replace(RECIPES["scripted-small"](), run_dir=tmp_path / "run")
+    RunDir(tmp_path / "run").check("scripted-small", config)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_the_number_of_processes_may_stand_anywhere_and_deepspeeds_own_word_is_dropped():
@@ -160,10 +164,26 @@ def test_the_options_told_of_a_config_make_it_again():
     assert to_options(recipe, to_plain(RECIPES[recipe]())) == []
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "5"},
+        {
+            "SLURM_STEP_ID": "0",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": "1",
+            "SLURM_STEP_NODELIST": "a",
+        },
+    ],
+    ids=["torchrun", "srun"],
+)
 def test_what_befalls_a_process_alone_is_said_by_it_and_all_else_by_the_first(
-    tmp_path, capsys, monkeypatch
+    tmp_path, capsys, monkeypatch, place
 ):
-    monkeypatch.setenv("RANK", "1")
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
 
     def run(recipe, config):
         for module in ("dataset", "evaluate", "prepare"):

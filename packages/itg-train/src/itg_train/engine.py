@@ -61,11 +61,13 @@ def join_processes(config: EngineConfig) -> Processes:
         os.environ |= find_place(os.environ)
     except ValueError as error:
         raise RunError(str(error)) from None
+    # DeepSpeed insists on it, and whoever starts a single process by hand leaves it out
+    os.environ.setdefault("LOCAL_RANK", "0")
     _check_local_rank(on_gpu)
     # DeepSpeed looks for an accelerator when it is imported
     os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
     deepspeed = _import_deepspeed()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -86,7 +88,7 @@ _patient: Any = None
 
 
 def _check_local_rank(on_gpu: bool) -> None:
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ["LOCAL_RANK"])
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise RunError(
             f"process {local_rank} of this machine has no GPU: torch finds "
