@@ -294,6 +294,17 @@ def test_a_full_disk_is_one_clear_line_and_what_was_saved_stays(home):
     assert not (home / "full" / "state" / "latest").exists()
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_weights_that_are_no_numbers_never_push_out_a_state_that_is(home, stage):
+    changes = ("--save-every", "1", "--optim.lr", "3e37", "--optim.warmup-ratio", "0")
+    changes += ("--engine.zero-stage", str(stage), "--optim.weight-decay", "0")
+    process = start(home, f"diverged-{stage}", *changes)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "weights are not finite after step 0" in err.splitlines()[-1]
+    assert not (home / f"diverged-{stage}" / "state" / "latest").exists()
+
+
 def test_a_run_whose_videos_disappear_ends_in_one_line_and_goes_on_when_they_are_back(home):
     changes = ("--num-steps", "150", "--data.cache-mib", "0")
     changes += ("--data.cache-dir", str(home / "moved"))

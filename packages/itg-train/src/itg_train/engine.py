@@ -204,10 +204,17 @@ class Engine:
         a process killed in between leaves the one before in force.
 
         Raises:
-            RunError: The disk is full, or cannot be written to; the state before stays in force.
+            RunError: The weights are no longer numbers, or the disk is full or cannot be written
+                to; the state before stays in force.
             OSError: What is left of such a state cannot be removed.
         """
         tag = f"step-{step}"
+        # the next step's loss would end the run, and its start from this state as well, every time
+        if not all(gather_from_all(_is_finite(self.module))):
+            raise RunError(
+                f"weights are not finite after step {step - 1}, so its state is not saved; lower "
+                "optim.lr. The state before it is whole"
+            )
         first_does(lambda: states.clear(self.directory, tag))
         try:
             self._engine.save_checkpoint(
@@ -261,6 +268,14 @@ def _gather_as_a_whole(module: nn.Module, parts: Sequence[nn.Module]) -> None:
         for called in part.modules():
             called._forward_pre_hooks.clear()
             called._forward_hooks.clear()
+
+
+def _is_finite(module: nn.Module) -> bool:
+    """Whether all parameters that learn are numbers, of divided ones this process's part."""
+    learning = (p for p in module.parameters() if p.requires_grad)
+    # summed and not compared, which would take as much memory again
+    sums = [getattr(p, "ds_tensor", p).detach().sum(dtype=torch.float32) for p in learning]
+    return bool(torch.stack([x.cpu() for x in sums]).isfinite().all())
 
 
 def mean_over_processes(value: Tensor) -> float:

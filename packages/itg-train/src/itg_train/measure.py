@@ -1,6 +1,7 @@
 """How a step went: its loss, and what it cost all processes together."""
 
 import logging
+import math
 import resource
 import time
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 MAX_BLIND_STEPS = 10
 """Steps in a row of whose videos not one can be read, after which the data must be gone."""
+
+MAX_LOST_STEPS = 10
+"""Steps in a row with gradients that are no numbers, after which no more will come of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class StepTimer:
         gpu = torch.cuda.get_device_name() if processes.device.type == "cuda" else None
         self._peak_flops = peak_flops(gpu)
         self._num_blind = 0
+        self._num_lost = 0
         self._started_s = time.perf_counter()
 
     def restart(self) -> None:
@@ -99,8 +104,8 @@ class StepTimer:
         """Learns from a batch; where no process has a question, the weights stay as they are.
 
         Raises:
-            RunError: The loss is no longer a number, memory is full, or none of the last steps'
-                videos could be read.
+            RunError: The loss or the gradients are no longer numbers, memory is full, or none of
+                the last steps' videos could be read.
         """
         loaded_s = time.perf_counter()
         config, processes = self.config, self.processes
@@ -117,8 +122,8 @@ class StepTimer:
         # all processes know the total, so all of them learn or none does
         if total.questions:
             loss = mean_over_processes(self._learn(batch, factor, lr_factor))
-            grad_norm = self.engine.grad_norm()
-        if not loss == loss or abs(loss) == float("inf"):
+            grad_norm = self._finite_norm(batch.step)
+        if not math.isfinite(loss):
             raise RunError(f"loss is {loss} at step {batch.step}; lower optim.lr")
         ended_s = time.perf_counter()
         taken_s = ended_s - self._started_s
@@ -145,6 +150,23 @@ class StepTimer:
                 f"none of the last {MAX_BLIND_STEPS} steps' videos can be read; are the data still "
                 "there? The same command goes on from the last saved state"
             )
+
+    def _finite_norm(self, step: int) -> float | None:
+        """The norm of the gradients, if they are numbers: DeepSpeed leaves out a step without."""
+        norm = self.engine.grad_norm()
+        if norm is None or math.isfinite(norm):
+            self._num_lost = 0
+            return norm
+        if self.processes.is_first:
+            logger.warning("step %d: gradients are not finite; the weights stay as they are", step)
+        # the same in all processes, so all of them end
+        self._num_lost += 1
+        if self._num_lost == MAX_LOST_STEPS:
+            raise RunError(
+                f"gradients of the last {MAX_LOST_STEPS} steps are not finite, so nothing is "
+                "learnt; lower optim.lr, or set optim.max_grad_norm"
+            )
+        return None
 
     def _learn(self, batch: StepBatch, factor: float, lr_factor: float) -> Tensor:
         try:
