@@ -5,7 +5,7 @@ import torch
 from itg_train import measure
 from itg_train.engine import Processes
 from itg_train.loader import Pass, StepBatch
-from itg_train.measure import MAX_BLIND_STEPS, MAX_LOST_STEPS, StepTimer
+from itg_train.measure import MAX_BLIND_STEPS, MAX_LOST_STEPS, StepTimer, count_step
 from itg_train.recipes import RECIPES
 from itg_train.rundir import RunError
 
@@ -105,3 +105,12 @@ def test_steps_that_deepspeed_leaves_out_are_named_and_end_a_run_that_learns_no_
         timer.take(learnt)
     with pytest.raises(RunError, match=r"nothing is learnt; lower optim\.lr"):
         timer.take(learnt)
+
+
+def test_a_question_that_is_cut_counts_as_many_tokens_as_the_network_gets(make_timer, learnt):
+    config = make_timer().config
+    (sample,) = learnt.passes[0].samples
+    endless = torch.cat([sample.input_ids[0], torch.zeros(5000, dtype=torch.int64)])
+    sample = replace(sample, input_ids=(endless,), sides=(1,), records=sample.records[:1])
+    counted = count_step(config, replace(learnt, passes=(Pass(samples=(sample,)),)))
+    assert counted.tokens == config.model.tokenizer_model_max_length

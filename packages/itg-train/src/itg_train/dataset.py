@@ -130,9 +130,9 @@ class VideoDataset:
         self, records: Sequence[Record], facts: dict[str, VideoFacts], size: int
     ) -> list[Group]:
         by_video: dict[str, list[Record]] = {}
-        for record in records:
-            # what has no video is a group of its own
-            by_video.setdefault(record.video or f"\0{record.id}", []).append(record)
+        for place, record in enumerate(records):
+            # what has no video is a group of its own; ids may repeat
+            by_video.setdefault(record.video or f"\0{place}", []).append(record)
         groups: list[Group] = []
         for of_video in by_video.values():
             video, num_frames = of_video[0].video, 0

@@ -60,6 +60,8 @@ def count_step(config: TrainConfig, batch: StepBatch, *, causal: bool = False) -
         for ids, side in zip(sample.input_ids, sample.sides, strict=True):
             num_seen = num_frames * side**2
             length = num_seen + int((ids != VIDEO_TOKEN_ID).sum())
+            # what is longer is cut
+            length = min(length, config.model.tokenizer_model_max_length)
             num_tokens += length
             flops += trunk_factor * (forward.trunk(length) + forward.projector(num_seen))
     return StepCount(batch.num_questions, num_tokens, flops, batch.skipped)
