@@ -2,6 +2,7 @@ import dataclasses
 import logging
 
 import pytest
+import torch
 from itg_train.cli import main, parse, take_nproc
 from itg_train.config import OptimConfig, to_plain
 from itg_train.recipes import RECIPES, to_options
@@ -111,6 +112,29 @@ def test_the_number_of_processes_may_stand_anywhere_and_deepspeeds_own_word_is_d
     assert take_nproc(words) == (["scripted-small", "--seed", "1"], 3)
     assert take_nproc(["--nproc=2"]) == ([], 2)
     assert take_nproc([]) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError("Unable to allocate 3 GiB"),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "numpy", "python"],
+)
+def test_memory_that_is_full_outside_a_step_is_said_in_one_line(
+    tmp_path, capsys, monkeypatch, error
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("itg_train.run.prepare", fail)
+    assert main(["--run-dir", str(tmp_path / "run"), "--engine.device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("itg-train: out of memory (")
+    assert "--frame-chunk" in line
 
 
 def test_a_checkpoint_to_start_from_that_is_not_there_is_refused_before_the_data(tmp_path, capsys):

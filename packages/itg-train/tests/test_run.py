@@ -212,6 +212,17 @@ def test_more_processes_go_on_from_a_state_of_fewer_and_learn_the_same(home):
     assert read_metrics(home / "more", "loss") == pytest.approx(losses, rel=1e-3)
 
 
+def test_a_run_goes_on_with_less_memory_and_learns_the_same(home):
+    changes = ("--num-steps", "6", "--groups-per-step", "2", "--save-every", "3")
+    finish(start(home, "less", *changes))
+    losses = read_metrics(home / "less", "loss")
+    latest = home / "less" / "state" / "latest"
+    latest.write_text(json.dumps({"tag": "step-3", "step": 3, "world_size": 1}))
+    frugal = ("--tokens-per-pass", "150", "--frame-chunk", "5", "--engine.recompute", "everything")
+    finish(start(home, "less", *changes, *frugal))
+    assert read_metrics(home / "less", "loss") == pytest.approx(losses, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "launcher",
     [

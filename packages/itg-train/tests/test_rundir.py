@@ -31,6 +31,30 @@ def test_the_same_run_may_go_on_and_another_may_not(config):
         RunDir(config.run_dir).claim("scripted-small", changed, DATA)
 
 
+def test_a_run_may_go_on_with_less_memory_and_its_config_says_so(config, caplog):
+    caplog.set_level("INFO")
+    RunDir(config.run_dir).claim("scripted-small", config, DATA)
+    less = dataclasses.replace(
+        config,
+        tokens_per_pass=512,
+        engine=dataclasses.replace(config.engine, recompute="everything"),
+    )
+    RunDir(config.run_dir).claim("scripted-small", less, DATA)
+    assert "goes on changed: engine.recompute is 'nothing', not 'everything'" in caplog.text
+    described = json.loads((config.run_dir / "config.json").read_text())
+    assert described["config"]["tokens_per_pass"] == 512
+    otherwise = dataclasses.replace(less, engine=dataclasses.replace(less.engine, zero_stage=2))
+    with pytest.raises(RunError, match=r"engine\.zero_stage is 1, not 2"):
+        RunDir(config.run_dir).claim("scripted-small", otherwise, DATA)
+
+
+def test_every_free_field_is_one_of_the_config(config):
+    for path in rundir.FREE:
+        value = config
+        for name in path:
+            value = getattr(value, name)
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [

@@ -74,6 +74,14 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU's memory, or the machine's, was not enough."""
+    # torch has no class of its own for the machine's
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
 class StepTimer:
     """Takes steps and says how they went.
 
@@ -173,12 +181,13 @@ class StepTimer:
     def _learn(self, batch: StepBatch, factor: float, lr_factor: float) -> Tensor:
         try:
             return self.engine.train_step(batch.passes, factor, lr_factor)
-        except torch.cuda.OutOfMemoryError as error:
+        except torch.OutOfMemoryError as error:
             engine = self.config.engine
             raise RunError(
                 f"out of GPU memory at step {batch.step}, after "
-                f"{peak_memory_gib(self.processes.device):.1f} GiB; lower --tokens-per-pass "
-                f"(now {self.config.tokens_per_pass}) or --frame-chunk ({self.config.frame_chunk}),"
-                f" or raise --engine.recompute ({engine.recompute}), --engine.zero-stage "
-                f"({engine.zero_stage}) or --engine.offload ({engine.offload})"
+                f"{peak_memory_gib(self.processes.device):.1f} GiB; go on with a lower "
+                f"--tokens-per-pass (now {self.config.tokens_per_pass}) or --frame-chunk "
+                f"({self.config.frame_chunk}) or more --engine.recompute ({engine.recompute}), or "
+                f"begin in another --run-dir with a higher --engine.zero-stage "
+                f"({engine.zero_stage}) or more --engine.offload ({engine.offload})"
             ) from error

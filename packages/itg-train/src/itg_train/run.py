@@ -6,11 +6,13 @@ from contextlib import ExitStack
 from itg_train import engine
 from itg_train.config import TrainConfig
 from itg_train.loop import train
+from itg_train.measure import is_out_of_memory
 from itg_train.metrics import check_wandb
 from itg_train.prepare import describe_data, prepare
 from itg_train.readers import Readers
-from itg_train.rundir import RunDir
+from itg_train.rundir import RunDir, RunError
 from itg_train.showcase import show_results
+from itg_train.squares import describe_failure
 from itg_train.start import check_start
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ def run(recipe: str, config: TrainConfig) -> str:
 
     Raises:
         RunError: The run's folder is another run's, or one is at work in it, or there is nothing to
-            learn from.
+            learn from, or memory is full.
     """
     check_wandb(config)
     check_start(config.start)
@@ -51,6 +53,15 @@ def run(recipe: str, config: TrainConfig) -> str:
         if processes.is_first:
             text = show_results(recipe, config, processes, prepared, run_dir, results)
         engine.wait_for_all()
+    except (MemoryError, RuntimeError) as error:
+        # a step too large for a GPU has said more, and is none of these
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"out of memory ({describe_failure(error)}); lower "
+            f"--frame-chunk (now {config.frame_chunk}), --data.cache-mib ({config.data.cache_mib}) "
+            f"or --data.num-workers ({config.data.num_workers}), or take more processes"
+        ) from error
     finally:
         holding.close()
         readers.close()

@@ -10,15 +10,18 @@
     heldout.json     quality on the held-out split
     selection.json   frames chosen from one held-out video; report.html and scores.png show it
 
-A folder belongs to one config and to what is learnt from. Started again with the same ones, an
-unfinished run goes on, with any number of processes; with others it is refused, because its results
-would be of neither. Two runs at once in one folder would spoil each other's states, so a run holds
-the lock `.lock` for as long as it lives; the system takes it back however the run ends.
+A folder belongs to one config, but for its `FREE` fields, and to what is learnt from. Started again
+with the same ones, an unfinished run goes on, with any number of processes; with others it is
+refused, because its results would be of neither. Two runs at once in one folder would spoil each
+other's states, so a run holds the lock `.lock` for as long as it lives; the system takes it back
+however the run ends.
 """
 
+import copy
 import fcntl
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
 import time
@@ -33,6 +36,8 @@ from itg_data.errors import ItgError
 from itg_data.files import write_atomic
 
 from itg_train.config import TrainConfig, to_plain
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = (
     "itg-data",
@@ -49,6 +54,19 @@ _PACKAGES = (
     "decord",
 )
 
+
+FREE = (
+    ("data", "cache_mib"),
+    ("data", "num_workers"),
+    ("engine", "layers_recomputed"),
+    ("engine", "recompute"),
+    ("frame_chunk",),
+    ("save_every",),
+    ("tokens_per_pass",),
+)
+"""Fields that say what a run may take and not what it learns: a run that ended for want of memory
+goes on with less. Losses stay what they would have been but for the last digits, as they do with
+another number of processes."""
 
 LOCK_PATIENCE_S = 10.0
 """How long a run waits for one before it, just killed, to be gone."""
@@ -102,8 +120,8 @@ class RunDir:
         """
         if self.config.exists():
             found, described = _read_json(self.config), _describe(recipe, config)
-            if found != described:
-                changed = _first_difference(found, described)
+            if _bound(found) != _bound(described):
+                changed = _first_difference(_bound(found), _bound(described))
                 raise RunError(
                     f"{self.root} holds a run with another config ({changed}); "
                     "remove it or pass another --run-dir"
@@ -149,6 +167,7 @@ class RunDir:
         self.check(recipe, config)
         if self.config.exists():
             self._check_data(data)
+            self._note_changes(_describe(recipe, config))
             return
         try:
             write_json(self.provenance, describe_origin())
@@ -156,6 +175,13 @@ class RunDir:
             write_json(self.config, _describe(recipe, config))
         except OSError as error:
             raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
+
+    def _note_changes(self, described: dict[str, Any]) -> None:
+        """Says how the run goes on otherwise than it began, and keeps it as the run's config."""
+        found = _read_json(self.config)
+        if found != described:
+            logger.info("goes on changed: %s", _first_difference(found, described))
+            write_json(self.config, described)
 
     def _check_data(self, data: DataFacts) -> None:
         """Steps of other data would not be those that the run left off before."""
@@ -246,6 +272,18 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def _bound(described: Any) -> Any:
+    """What a folder belongs to: a description without its free fields."""
+    bound = copy.deepcopy(described)
+    for *parts, name in FREE:
+        holder = bound
+        for part in ("config", *parts):
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        if isinstance(holder, dict):
+            holder.pop(name, None)
+    return bound
 
 
 def _first_difference(found: Any, wanted: Any, path: str = "") -> str:
