@@ -305,6 +305,22 @@ def test_a_full_disk_is_one_clear_line_and_what_was_saved_stays(home):
     assert not (home / "full" / "state" / "latest").exists()
 
 
+@pytest.mark.parametrize("num_left", [0, 1])
+def test_a_heldout_video_that_disappears_is_named_and_costs_no_results(home, num_left):
+    changes = ("--data.synthetic.num-heldout", str(1 + num_left), "--num-steps", "60")
+    changes += ("--data.cache-dir", str(home / f"thinned-{num_left}"))
+    name = f"thinned-run-{num_left}"
+    process = start(home, name, *changes)
+    wait_for(home / name / "metrics.jsonl", process)
+    (data,) = (home / f"thinned-{num_left}").glob("scripted-*")
+    (data / "videos" / "heldout-00000.mp4").unlink()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "not shown: " in err
+    assert str(home / name / "checkpoint") in out
+    assert (home / name / "report.html").exists() == bool(num_left)
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_weights_that_are_no_numbers_never_push_out_a_state_that_is(home, stage):
     changes = ("--save-every", "1", "--optim.lr", "3e37", "--optim.warmup-ratio", "0")
