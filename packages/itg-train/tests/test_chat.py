@@ -1,13 +1,16 @@
 import dataclasses
 import json
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from itg_data.errors import RecordError
+from itg_data.sampling import SamplingConfig
 from itg_model.model import VIDEO_TOKEN_ID, FrameGroundingModel
 from itg_train.chat import IGNORED, ChatRecord, ChatTask, has_marks, read_conversations
 from itg_train.chat_loss import ChatLoss
-from itg_train.dataset import VideoSample
+from itg_train.dataset import VideoDataset, VideoSample
 from itg_train.loader import Pass
 from itg_train.tokenizer import train_tokenizer
 from torch import nn
@@ -149,3 +152,17 @@ def test_a_conversation_cut_off_before_its_answer_costs_nothing(module):
     loss = module(Pass(samples=(cut,)))
     loss.backward()
     assert loss == 0
+
+
+def test_a_list_nested_too_deeply_is_refused_in_a_line(tmp_path):
+    path = tmp_path / "chat.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(RecordError, match="nested too deeply"):
+        read_conversations(path)
+
+
+def test_conversations_without_a_video_are_groups_of_their_own_though_they_share_an_id(tmp_path):
+    said = (("human", "Hi"), ("gpt", "Hello"))
+    records = [ChatRecord(id="7", video="", turns=said) for _ in range(3)]
+    dataset = VideoDataset(records, tmp_path, {}, cast(Any, None), 32, SamplingConfig(), 0)
+    assert [len(group.records) for group in dataset.groups] == [1, 1, 1]

@@ -1,9 +1,12 @@
+import dataclasses
 import logging
 
 import pytest
+import torch
 from itg_train.cli import main, parse, take_nproc
 from itg_train.config import OptimConfig, to_plain
 from itg_train.recipes import RECIPES, to_options
+from itg_train.rundir import RunDir
 
 SPEAKING = ("itg_train.dataset", "itg_train.evaluate")
 
@@ -99,7 +102,9 @@ def test_a_run_that_finds_no_data_leaves_its_folder_to_the_corrected_command(tmp
     flags = ["--run-dir", str(tmp_path / "run"), "--data.root", str(tmp_path / "typo")]
     assert main([*flags, "--engine.device", "cpu"]) == 2
     assert "typo" in capsys.readouterr().err
-    assert list((tmp_path / "run").iterdir()) == []
+    config = dataclasses.replace(RECIPES["scripted-small"](), run_dir=tmp_path / "run")
+    RunDir(tmp_path / "run").check("scripted-small", config)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_the_number_of_processes_may_stand_anywhere_and_deepspeeds_own_word_is_dropped():
@@ -107,6 +112,29 @@ def test_the_number_of_processes_may_stand_anywhere_and_deepspeeds_own_word_is_d
     assert take_nproc(words) == (["scripted-small", "--seed", "1"], 3)
     assert take_nproc(["--nproc=2"]) == ([], 2)
     assert take_nproc([]) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError("Unable to allocate 3 GiB"),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "numpy", "python"],
+)
+def test_memory_that_is_full_outside_a_step_is_said_in_one_line(
+    tmp_path, capsys, monkeypatch, error
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("itg_train.run.prepare", fail)
+    assert main(["--run-dir", str(tmp_path / "run"), "--engine.device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("itg-train: out of memory (")
+    assert "--frame-chunk" in line
 
 
 def test_a_checkpoint_to_start_from_that_is_not_there_is_refused_before_the_data(tmp_path, capsys):
@@ -160,10 +188,26 @@ def test_the_options_told_of_a_config_make_it_again():
     assert to_options(recipe, to_plain(RECIPES[recipe]())) == []
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "5"},
+        {
+            "SLURM_STEP_ID": "0",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": "1",
+            "SLURM_STEP_NODELIST": "a",
+        },
+    ],
+    ids=["torchrun", "srun"],
+)
 def test_what_befalls_a_process_alone_is_said_by_it_and_all_else_by_the_first(
-    tmp_path, capsys, monkeypatch
+    tmp_path, capsys, monkeypatch, place
 ):
-    monkeypatch.setenv("RANK", "1")
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
 
     def run(recipe, config):
         for module in ("dataset", "evaluate", "prepare"):

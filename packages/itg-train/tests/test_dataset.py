@@ -1,10 +1,11 @@
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from itg_data.errors import VideoError
-from itg_data.records import label_frames
+from itg_data.records import TimeSpan, label_frames
 from itg_train.dataset import VideoDataset
 from itg_train.features import FeatureStore, StoredFeatures, fingerprint_tower
 from itg_train.index import index_videos
@@ -182,3 +183,20 @@ def test_a_video_that_vanished_is_an_error_of_its_own_name(make_dataset, scripte
     (root / dataset.groups[1].video).unlink()
     with pytest.raises(VideoError, match=dataset.groups[1].video):
         dataset.load(1)
+
+
+def test_questions_whose_labels_lie_beyond_the_end_are_named_once_and_not_without_end(
+    make_dataset, caplog, monkeypatch
+):
+    monkeypatch.setattr("itg_train.dataset.NAMED_QUESTIONS", 2)
+    dataset = make_dataset()
+    group = dataset.groups[0]
+    beyond = (TimeSpan(start_s=500.0, end_s=501.0),)
+    records = [dataclasses.replace(r, spans=beyond) for r in group.records[:4]]
+    dataset.groups[0] = dataclasses.replace(group, records=(group.records[4], *records))
+    for _ in range(2):
+        dataset.load(0)
+    named = [f"record {record.id};" in caplog.text for record in dataset.groups[0].records]
+    assert named == [False, True, True, False, False]
+    assert len(caplog.messages) == 3
+    assert "more questions" in caplog.messages[-1]

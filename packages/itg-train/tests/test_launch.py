@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from itg_train.launch import _free_port, find_place, first_node, start_workers
+from itg_train.launch import _free_port, find_place, first_node, is_first, start_workers
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,33 @@ def test_what_a_launcher_left_behind_is_no_place(left_over, missing):
         find_place({"RANK": "0", **left_over})
 
 
-def test_slurm_without_a_list_of_nodes_is_refused():
-    lacking = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}
-    with pytest.raises(ValueError, match="SLURM_STEP_NODELIST"):
-        find_place(lacking)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"RANK": "2"}, "RANK must be below WORLD_SIZE .2., got 2"),
+        ({"RANK": "-1"}, "RANK must be a whole number, got '-1'"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a whole number, got 'two'"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK must be a whole number, got ''"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(wrong, said):
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "gpu3", "MASTER_PORT": "5"}
+    with pytest.raises(ValueError, match=said):
+        find_place(place | wrong)
+    assert is_first(place | wrong)
+
+
+@pytest.mark.parametrize("lacking", ["SLURM_STEP_NODELIST", "SLURM_PROCID"])
+def test_slurm_without_a_variable_is_refused(lacking):
+    with pytest.raises(ValueError, match=lacking):
+        find_place({name: value for name, value in SLURM.items() if name != lacking})
+
+
+def test_the_first_process_is_known_before_any_launchers_variables_are_set():
+    assert is_first({})
+    assert is_first(SLURM | {"SLURM_PROCID": "0"})
+    assert not is_first(SLURM)
+    assert not is_first({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "5"})
 
 
 def test_when_one_process_fails_the_others_are_stopped_and_its_status_is_ours(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from itg_train import measure
 from itg_train.engine import Processes
 from itg_train.loader import Pass, StepBatch
-from itg_train.measure import MAX_BLIND_STEPS, StepTimer
+from itg_train.measure import MAX_BLIND_STEPS, MAX_LOST_STEPS, StepTimer, count_step
 from itg_train.recipes import RECIPES
 from itg_train.rundir import RunError
 
@@ -15,13 +15,14 @@ class CountedEngine:
 
     def __init__(self):
         self.num_steps = 0
+        self.norm = 1.0
 
     def train_step(self, passes, factor, lr_factor):
         self.num_steps += 1
         return torch.tensor(0.5)
 
     def grad_norm(self):
-        return 1.0
+        return self.norm
 
 
 @pytest.fixture
@@ -89,3 +90,27 @@ def test_videos_that_any_process_skips_are_named_once_by_the_first(make_timer, c
     timer.processes = replace(timer.processes, rank=1)
     timer.take(BLIND)
     assert caplog.messages == []
+
+
+def test_steps_that_deepspeed_leaves_out_are_named_and_end_a_run_that_learns_no_more(
+    make_timer, learnt, caplog
+):
+    timer = make_timer()
+    for norm, expected in [(float("inf"), None), (float("nan"), None), (2.0, 2.0)]:
+        timer.engine.norm = norm
+        assert timer.take(learnt).grad_norm == expected
+    assert caplog.text.count("step 0: gradients are not finite; the weights stay") == 2
+    timer.engine.norm = float("inf")
+    for _ in range(MAX_LOST_STEPS - 1):
+        timer.take(learnt)
+    with pytest.raises(RunError, match=r"nothing is learnt; lower optim\.lr"):
+        timer.take(learnt)
+
+
+def test_a_question_that_is_cut_counts_as_many_tokens_as_the_network_gets(make_timer, learnt):
+    config = make_timer().config
+    (sample,) = learnt.passes[0].samples
+    endless = torch.cat([sample.input_ids[0], torch.zeros(5000, dtype=torch.int64)])
+    sample = replace(sample, input_ids=(endless,), sides=(1,), records=sample.records[:1])
+    counted = count_step(config, replace(learnt, passes=(Pass(samples=(sample,)),)))
+    assert counted.tokens == config.model.tokenizer_model_max_length

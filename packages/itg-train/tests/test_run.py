@@ -146,6 +146,20 @@ def test_a_run_killed_half_way_ends_as_if_it_had_not_been(uninterrupted, home):
         assert torch.equal(trained[name], tensor), name
 
 
+def test_a_second_run_in_the_folder_of_one_at_work_is_refused_and_spoils_nothing(home):
+    process = start(home, "taken", "--num-steps", "150")
+    wait_for(home / "taken" / "state" / "latest", process)
+    # long enough for the second to lose its patience: as if it trained for hours
+    process.send_signal(signal.SIGSTOP)
+    second = start(home, "taken", "--num-steps", "150")
+    _, err = second.communicate(timeout=120)
+    process.send_signal(signal.SIGCONT)
+    assert second.returncode == 2
+    assert "another run is at work in this folder" in err.splitlines()[-1]
+    finish(process)
+    assert read_metrics(home / "taken", "step") == list(range(150))
+
+
 def test_a_finished_run_started_again_shows_its_results_and_trains_no_more(uninterrupted, home):
     before = (uninterrupted[0] / "metrics.jsonl").read_bytes()
     assert finish(start(home, "whole")) == uninterrupted[1]
@@ -196,6 +210,17 @@ def test_more_processes_go_on_from_a_state_of_fewer_and_learn_the_same(home):
     finish(start(home, "more", *changes, "--nproc", "2"))
     assert json.loads(latest.read_text())["world_size"] == 2
     assert read_metrics(home / "more", "loss") == pytest.approx(losses, rel=1e-3)
+
+
+def test_a_run_goes_on_with_less_memory_and_learns_the_same(home):
+    changes = ("--num-steps", "6", "--groups-per-step", "2", "--save-every", "3")
+    finish(start(home, "less", *changes))
+    losses = read_metrics(home / "less", "loss")
+    latest = home / "less" / "state" / "latest"
+    latest.write_text(json.dumps({"tag": "step-3", "step": 3, "world_size": 1}))
+    frugal = ("--tokens-per-pass", "150", "--frame-chunk", "5", "--engine.recompute", "everything")
+    finish(start(home, "less", *changes, *frugal))
+    assert read_metrics(home / "less", "loss") == pytest.approx(losses, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +303,33 @@ def test_a_full_disk_is_one_clear_line_and_what_was_saved_stays(home):
     assert process.returncode == 2
     assert "cannot be written" in err.splitlines()[-1]
     assert not (home / "full" / "state" / "latest").exists()
+
+
+@pytest.mark.parametrize("num_left", [0, 1])
+def test_a_heldout_video_that_disappears_is_named_and_costs_no_results(home, num_left):
+    changes = ("--data.synthetic.num-heldout", str(1 + num_left), "--num-steps", "60")
+    changes += ("--data.cache-dir", str(home / f"thinned-{num_left}"))
+    name = f"thinned-run-{num_left}"
+    process = start(home, name, *changes)
+    wait_for(home / name / "metrics.jsonl", process)
+    (data,) = (home / f"thinned-{num_left}").glob("scripted-*")
+    (data / "videos" / "heldout-00000.mp4").unlink()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "not shown: " in err
+    assert str(home / name / "checkpoint") in out
+    assert (home / name / "report.html").exists() == bool(num_left)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_weights_that_are_no_numbers_never_push_out_a_state_that_is(home, stage):
+    changes = ("--save-every", "1", "--optim.lr", "3e37", "--optim.warmup-ratio", "0")
+    changes += ("--engine.zero-stage", str(stage), "--optim.weight-decay", "0")
+    process = start(home, f"diverged-{stage}", *changes)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "weights are not finite after step 0" in err.splitlines()[-1]
+    assert not (home / f"diverged-{stage}" / "state" / "latest").exists()
 
 
 def test_a_run_whose_videos_disappear_ends_in_one_line_and_goes_on_when_they_are_back(home):

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+from itg_train import rundir
 from itg_train.recipes import scripted_small
 from itg_train.rundir import DataFacts, RunDir, RunError, describe_origin
 
@@ -28,6 +29,30 @@ def test_the_same_run_may_go_on_and_another_may_not(config):
     changed = dataclasses.replace(config, num_steps=7)
     with pytest.raises(RunError, match=r"num_steps is 500, not 7.*--run-dir"):
         RunDir(config.run_dir).claim("scripted-small", changed, DATA)
+
+
+def test_a_run_may_go_on_with_less_memory_and_its_config_says_so(config, caplog):
+    caplog.set_level("INFO")
+    RunDir(config.run_dir).claim("scripted-small", config, DATA)
+    less = dataclasses.replace(
+        config,
+        tokens_per_pass=512,
+        engine=dataclasses.replace(config.engine, recompute="everything"),
+    )
+    RunDir(config.run_dir).claim("scripted-small", less, DATA)
+    assert "goes on changed: engine.recompute is 'nothing', not 'everything'" in caplog.text
+    described = json.loads((config.run_dir / "config.json").read_text())
+    assert described["config"]["tokens_per_pass"] == 512
+    otherwise = dataclasses.replace(less, engine=dataclasses.replace(less.engine, zero_stage=2))
+    with pytest.raises(RunError, match=r"engine\.zero_stage is 1, not 2"):
+        RunDir(config.run_dir).claim("scripted-small", otherwise, DATA)
+
+
+def test_every_free_field_is_one_of_the_config(config):
+    for path in rundir.FREE:
+        value = config
+        for name in path:
+            value = getattr(value, name)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +88,20 @@ def test_a_run_killed_before_it_wrote_its_config_may_start_again(config):
     (config.run_dir / "data.json").write_text("{}")
     RunDir(config.run_dir).claim("scripted-small", config, DATA)
     assert json.loads((config.run_dir / "provenance.json").read_text())["packages"]
+
+
+def test_a_folder_that_a_run_is_at_work_in_is_refused_until_it_ends(config, monkeypatch):
+    monkeypatch.setattr(rundir, "LOCK_PATIENCE_S", 0.2)
+    config.run_dir.mkdir()
+    with (
+        RunDir(config.run_dir).held(),
+        pytest.raises(RunError, match="another run is at work in this folder"),
+        RunDir(config.run_dir).held(),
+    ):
+        pass
+    with RunDir(config.run_dir).held():
+        # what a run leaves that found no data
+        RunDir(config.run_dir).claim("scripted-small", config, DATA)
 
 
 def test_metrics_of_steps_taken_again_and_half_a_line_are_cut(tmp_path):

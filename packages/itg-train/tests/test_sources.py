@@ -2,8 +2,9 @@ import json
 
 import pytest
 from itg_data.records import to_json
+from itg_train.chat import ChatRecord
 from itg_train.config import DataConfig
-from itg_train.sources import load_records
+from itg_train.sources import load_records, split_records
 
 
 @pytest.mark.parametrize("task", ["grounding", "chat"])
@@ -34,3 +35,14 @@ def test_a_question_with_half_a_character_is_left_out_as_well(tmp_path, scripted
     found = load_records(DataConfig(root=tmp_path, annotations=path), "grounding")
     assert [record.id for record in found.train] == [good["id"]]
     assert "half a character" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("num_heldout", [1, 2, 3])
+def test_conversations_about_nothing_to_see_are_learnt_and_no_video_to_hold_out(num_heldout):
+    # by the hash of its name each comes after that of no name at all
+    seen = ["", "f.jpg", "", "p.jpg", "", "t.jpg"]
+    turns = (("human", "What?"), ("gpt", "A square."))
+    records = [ChatRecord(id=str(i), video=video, turns=turns) for i, video in enumerate(seen)]
+    train, heldout = split_records(records, num_heldout)
+    assert len(heldout) == num_heldout
+    assert [record.id for record in train if not record.video] == ["0", "2", "4"]

@@ -68,6 +68,8 @@ def read_conversations(path: Path) -> tuple[list[ChatRecord], list[RecordError]]
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except RecursionError:
+        raise RecordError(f"{path}: is nested too deeply") from None
     if not isinstance(found, list):
         raise RecordError(f"{path}: must be a list of conversations")
     records: list[ChatRecord] = []

@@ -10,7 +10,7 @@ import tyro
 from itg_data.errors import ItgError, in_one_line
 
 from itg_train.config import TrainConfig
-from itg_train.launch import end_with_parent, lost_another, start_workers
+from itg_train.launch import end_with_parent, is_first, lost_another, start_workers
 from itg_train.recipes import RECIPES
 
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     # everything is said once, by the first process; what goes wrong, by the one that it befalls
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first(os.environ):
         logging.getLogger().setLevel(logging.ERROR)
         for of_its_own_videos in ("itg_train.dataset", "itg_train.evaluate"):
             logging.getLogger(of_its_own_videos).setLevel(logging.WARNING)

@@ -40,7 +40,8 @@ class DataConfig:
 
     pad_token_id: int | None = None
     """Replaces the tokenizer's pad token, which is left out of questions. The reference sets 0,
-    Qwen2's "!", and so never sees a lone exclamation mark. None leaves the tokenizer alone."""
+    Qwen2's "!", and so never sees a lone exclamation mark; nor, once its checkpoint is loaded, any
+    other, "?!" for one, which here is so in training as well. None leaves the tokenizer alone."""
 
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The scripted set; not used where `root` is given."""

@@ -27,6 +27,10 @@ from itg_train.squares import read_squares
 logger = logging.getLogger(__name__)
 
 
+NAMED_QUESTIONS = 10
+"""Questions without a relevant frame that are named; many would drown all else."""
+
+
 class Task(Protocol):
     """What is to be learnt from a record."""
 
@@ -122,6 +126,7 @@ class VideoDataset:
         self._cache: OrderedDict[str, VideoSample] = OrderedDict()
         self._cached_bytes = 0
         self._lock = Lock()
+        self._unanswered: set[tuple[str, str]] = set()
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -130,9 +135,9 @@ class VideoDataset:
         self, records: Sequence[Record], facts: dict[str, VideoFacts], size: int
     ) -> list[Group]:
         by_video: dict[str, list[Record]] = {}
-        for record in records:
-            # what has no video is a group of its own
-            by_video.setdefault(record.video or f"\0{record.id}", []).append(record)
+        for place, record in enumerate(records):
+            # what has no video is a group of its own; ids may repeat
+            by_video.setdefault(record.video or f"\0{place}", []).append(record)
         groups: list[Group] = []
         for of_video in by_video.values():
             video, num_frames = of_video[0].video, 0
@@ -166,12 +171,32 @@ class VideoDataset:
         chosen = range(len(group.records)) if questions is None else questions
         records = tuple(group.records[i] for i in chosen)
         seen = self._load_frames(group.video)
+        labels = tuple(self.task.label(record, seen.time_s) for record in records)
+        for record, label in zip(records, labels, strict=True):
+            if not label.any():
+                self._name_unanswered(record)
         return replace(
             seen,
             input_ids=tuple(self.task.encode(record) for record in records),
-            labels=tuple(self.task.label(record, seen.time_s) for record in records),
+            labels=labels,
             records=records,
         )
+
+    def _name_unanswered(self, record: Record) -> None:
+        """A question teaches that no frame is relevant, which its annotator did not mean."""
+        key = (record.video, record.id)
+        with self._lock:
+            if key in self._unanswered or len(self._unanswered) > NAMED_QUESTIONS:
+                return
+            self._unanswered.add(key)
+            is_named = len(self._unanswered) <= NAMED_QUESTIONS
+        if is_named:
+            logger.warning(
+                "%s: no sampled frame is relevant to record %s; do its labels lie beyond the end?",
+                *key,
+            )
+        else:
+            logger.warning("there are more questions without a relevant frame")
 
     def _load_frames(self, video: str) -> VideoSample:
         with self._lock:

@@ -61,11 +61,13 @@ def join_processes(config: EngineConfig) -> Processes:
         os.environ |= find_place(os.environ)
     except ValueError as error:
         raise RunError(str(error)) from None
+    # DeepSpeed insists on it, and whoever starts a single process by hand leaves it out
+    os.environ.setdefault("LOCAL_RANK", "0")
     _check_local_rank(on_gpu)
     # DeepSpeed looks for an accelerator when it is imported
     os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
     deepspeed = _import_deepspeed()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -86,7 +88,7 @@ _patient: Any = None
 
 
 def _check_local_rank(on_gpu: bool) -> None:
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ["LOCAL_RANK"])
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise RunError(
             f"process {local_rank} of this machine has no GPU: torch finds "
@@ -202,10 +204,17 @@ class Engine:
         a process killed in between leaves the one before in force.
 
         Raises:
-            RunError: The disk is full, or cannot be written to; the state before stays in force.
+            RunError: The weights are no longer numbers, or the disk is full or cannot be written
+                to; the state before stays in force.
             OSError: What is left of such a state cannot be removed.
         """
         tag = f"step-{step}"
+        # the next step's loss would end the run, and its start from this state as well, every time
+        if not all(gather_from_all(_is_finite(self.module))):
+            raise RunError(
+                f"weights are not finite after step {step - 1}, so its state is not saved; lower "
+                "optim.lr. The state before it is whole"
+            )
         first_does(lambda: states.clear(self.directory, tag))
         try:
             self._engine.save_checkpoint(
@@ -259,6 +268,14 @@ def _gather_as_a_whole(module: nn.Module, parts: Sequence[nn.Module]) -> None:
         for called in part.modules():
             called._forward_pre_hooks.clear()
             called._forward_hooks.clear()
+
+
+def _is_finite(module: nn.Module) -> bool:
+    """Whether all parameters that learn are numbers, of divided ones this process's part."""
+    learning = (p for p in module.parameters() if p.requires_grad)
+    # summed and not compared, which would take as much memory again
+    sums = [getattr(p, "ds_tensor", p).detach().sum(dtype=torch.float32) for p in learning]
+    return bool(torch.stack([x.cpu() for x in sums]).isfinite().all())
 
 
 def mean_over_processes(value: Tensor) -> float:

@@ -132,15 +132,42 @@ def find_place(environment: Mapping[str, str]) -> dict[str, str]:
         task of `srun`, or those of a single process.
 
     Raises:
-        ValueError: SLURM's variables contradict one another, or a launcher's are not all there.
+        ValueError: SLURM's variables contradict one another, or a launcher's are not all there or
+            are no numbers that agree.
     """
+    place = _find_place(environment)
+    _check_numbers({**environment, **place})
+    return place
+
+
+def is_first(environment: Mapping[str, str]) -> bool:
+    """Whether this process is the first of a run, or the only one; also where nobody can say."""
+    try:
+        return {**environment, **find_place(environment)}["RANK"] == "0"
+    except ValueError:
+        # `find_place` is asked again by who needs the place, and says it
+        return True
+
+
+def _find_place(environment: Mapping[str, str]) -> dict[str, str]:
     if "RANK" in environment:
         _require_all(environment)
         return {}
     # a batch script has most of SLURM's variables too, but is no task of a step
-    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+    if "SLURM_STEP_ID" in environment and environment.get("SLURM_NTASKS", "1") != "1":
         return _from_slurm(environment)
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def _check_numbers(place: Mapping[str, str]) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not place.get(name, "0").isdecimal():
+            raise ValueError(f"{name} must be a whole number, got {place[name]!r}")
+    if int(place["RANK"]) >= int(place["WORLD_SIZE"]):
+        raise ValueError(
+            f"RANK must be below WORLD_SIZE ({place['WORLD_SIZE']}), got {place['RANK']}; "
+            "processes are counted from 0"
+        )
 
 
 def _require_all(environment: Mapping[str, str]) -> None:
@@ -158,6 +185,8 @@ def _from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
     if not nodes:
         raise ValueError("SLURM_STEP_ID is set, but SLURM_STEP_NODELIST is not")
+    if "SLURM_PROCID" not in environment:
+        raise ValueError("SLURM_STEP_ID is set, but SLURM_PROCID is not")
     # all tasks of a job come to the same port, and jobs that share a node to different ones
     port = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
     place = {

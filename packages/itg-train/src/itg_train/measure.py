@@ -1,6 +1,7 @@
 """How a step went: its loss, and what it cost all processes together."""
 
 import logging
+import math
 import resource
 import time
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 MAX_BLIND_STEPS = 10
 """Steps in a row of whose videos not one can be read, after which the data must be gone."""
+
+MAX_LOST_STEPS = 10
+"""Steps in a row with gradients that are no numbers, after which no more will come of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ def count_step(config: TrainConfig, batch: StepBatch, *, causal: bool = False) -
         for ids, side in zip(sample.input_ids, sample.sides, strict=True):
             num_seen = num_frames * side**2
             length = num_seen + int((ids != VIDEO_TOKEN_ID).sum())
+            # what is longer is cut
+            length = min(length, config.model.tokenizer_model_max_length)
             num_tokens += length
             flops += trunk_factor * (forward.trunk(length) + forward.projector(num_seen))
     return StepCount(batch.num_questions, num_tokens, flops, batch.skipped)
@@ -66,6 +72,14 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU's memory, or the machine's, was not enough."""
+    # torch has no class of its own for the machine's
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 class StepTimer:
@@ -84,6 +98,7 @@ class StepTimer:
         gpu = torch.cuda.get_device_name() if processes.device.type == "cuda" else None
         self._peak_flops = peak_flops(gpu)
         self._num_blind = 0
+        self._num_lost = 0
         self._started_s = time.perf_counter()
 
     def restart(self) -> None:
@@ -99,8 +114,8 @@ class StepTimer:
         """Learns from a batch; where no process has a question, the weights stay as they are.
 
         Raises:
-            RunError: The loss is no longer a number, memory is full, or none of the last steps'
-                videos could be read.
+            RunError: The loss or the gradients are no longer numbers, memory is full, or none of
+                the last steps' videos could be read.
         """
         loaded_s = time.perf_counter()
         config, processes = self.config, self.processes
@@ -117,8 +132,8 @@ class StepTimer:
         # all processes know the total, so all of them learn or none does
         if total.questions:
             loss = mean_over_processes(self._learn(batch, factor, lr_factor))
-            grad_norm = self.engine.grad_norm()
-        if not loss == loss or abs(loss) == float("inf"):
+            grad_norm = self._finite_norm(batch.step)
+        if not math.isfinite(loss):
             raise RunError(f"loss is {loss} at step {batch.step}; lower optim.lr")
         ended_s = time.perf_counter()
         taken_s = ended_s - self._started_s
@@ -146,15 +161,33 @@ class StepTimer:
                 "there? The same command goes on from the last saved state"
             )
 
+    def _finite_norm(self, step: int) -> float | None:
+        """The norm of the gradients, if they are numbers: DeepSpeed leaves out a step without."""
+        norm = self.engine.grad_norm()
+        if norm is None or math.isfinite(norm):
+            self._num_lost = 0
+            return norm
+        if self.processes.is_first:
+            logger.warning("step %d: gradients are not finite; the weights stay as they are", step)
+        # the same in all processes, so all of them end
+        self._num_lost += 1
+        if self._num_lost == MAX_LOST_STEPS:
+            raise RunError(
+                f"gradients of the last {MAX_LOST_STEPS} steps are not finite, so nothing is "
+                "learnt; lower optim.lr, or set optim.max_grad_norm"
+            )
+        return None
+
     def _learn(self, batch: StepBatch, factor: float, lr_factor: float) -> Tensor:
         try:
             return self.engine.train_step(batch.passes, factor, lr_factor)
-        except torch.cuda.OutOfMemoryError as error:
+        except torch.OutOfMemoryError as error:
             engine = self.config.engine
             raise RunError(
                 f"out of GPU memory at step {batch.step}, after "
-                f"{peak_memory_gib(self.processes.device):.1f} GiB; lower --tokens-per-pass "
-                f"(now {self.config.tokens_per_pass}) or --frame-chunk ({self.config.frame_chunk}),"
-                f" or raise --engine.recompute ({engine.recompute}), --engine.zero-stage "
-                f"({engine.zero_stage}) or --engine.offload ({engine.offload})"
+                f"{peak_memory_gib(self.processes.device):.1f} GiB; go on with a lower "
+                f"--tokens-per-pass (now {self.config.tokens_per_pass}) or --frame-chunk "
+                f"({self.config.frame_chunk}) or more --engine.recompute ({engine.recompute}), or "
+                f"begin in another --run-dir with a higher --engine.zero-stage "
+                f"({engine.zero_stage}) or more --engine.offload ({engine.offload})"
             ) from error

@@ -21,6 +21,7 @@ class StepMetrics:
     loss: float
     lr: float
     grad_norm: float | None
+    """Before clipping; None where it is not known or not finite."""
     samples: int
     """Questions learnt from."""
     skipped: int

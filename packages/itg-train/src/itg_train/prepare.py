@@ -3,13 +3,15 @@
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from itg_model.processing import load_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from itg_train.chat import CHATML_MARKS, ChatTask, has_marks
+from itg_train.chat import CHATML_MARKS, ChatRecord, ChatTask, has_marks
 from itg_train.config import TrainConfig
 from itg_train.dataset import Task, VideoDataset
 from itg_train.engine import Processes, first_does, gather_from_all
@@ -48,9 +50,16 @@ def prepare(config: TrainConfig, processes: Processes, readers: Readers) -> Prep
         RunError: There is no video to learn from, or the processes see different ones.
         RecordError: A line of the records is not what it should be.
     """
-    first_does(lambda: _look(config, load_records(config.data, config.task), readers))
-    records = load_records(config.data, config.task)
-    facts = _look(config, records, readers)
+    found: list[tuple[Records, dict[str, VideoFacts]]] = []
+
+    def find() -> None:
+        records = load_records(config.data, config.task)
+        found.append((records, _look(config, records, readers)))
+
+    first_does(find)
+    if not found:
+        find()
+    ((records, facts),) = found
     tokenizer = _get_tokenizer(config, records.train)
     train, heldout = (
         _make_dataset(config, records, of_split, facts, tokenizer, readers.read)
@@ -70,19 +79,31 @@ def prepare(config: TrainConfig, processes: Processes, readers: Readers) -> Prep
 
 
 def describe_data(train: VideoDataset, heldout: VideoDataset) -> DataFacts:
-    """What the order of a run's groups, and so every step of it, follows from."""
+    """What the order of a run's groups, and so every step of it, follows from; and what they teach.
+
+    A question or a label that is corrected in place keeps its id, and moves neither the order nor
+    any count: a run that went on with it would have learnt from both.
+    """
     groups = [*train.groups, *heldout.groups]
     digest = hashlib.sha256()
     for split in (train, heldout):
         for group in split.groups:
-            ids = [record.id for record in group.records]
-            digest.update(json.dumps([group.video, group.num_frames, ids]).encode() + b"\n")
+            taught = [_taught_by(record) for record in group.records]
+            digest.update(json.dumps([group.video, group.num_frames, taught]).encode() + b"\n")
         digest.update(b"\n")
     return DataFacts(
         num_videos=len({group.video for group in groups if group.video}),
         num_questions=sum(len(group.records) for group in groups),
         sha256=digest.hexdigest(),
     )
+
+
+def _taught_by(record: Record) -> list[Any]:
+    """A record's id and all of it that a task makes ids and labels of."""
+    if isinstance(record, ChatRecord):
+        return [record.id, record.turns]
+    spans = [(span.start_s, span.end_s) for span in record.spans]
+    return [record.id, record.question, spans]
 
 
 def _check_alike(seen: Sequence[DataFacts]) -> None:
@@ -114,8 +135,25 @@ def _get_tokenizer(config: TrainConfig, records: Sequence[Record]) -> PreTrained
     else:
         tokenizer = load_tokenizer(config.start.checkpoint)
     if config.data.pad_token_id is not None:
-        tokenizer.pad_token_id = config.data.pad_token_id
+        tokenizer = _with_pad_token(tokenizer, config.data.pad_token_id)
     return tokenizer
+
+
+def _with_pad_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> PreTrainedTokenizerBase:
+    """A tokenizer with another pad token, as it is once it was saved and loaded.
+
+    What loads one makes its pad token a word of its own wherever it stands: "?!" is then no longer
+    one token but two. A grounder must have learnt from what it will be asked with.
+    """
+    tokenizer.pad_token_id = token_id
+    if tokenizer.pad_token_id != token_id:
+        raise RunError(
+            f"data.pad_token_id is {token_id}, but the tokenizer has tokens 0 to "
+            f"{len(tokenizer) - 1}"
+        )
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save_pretrained(directory)
+        return load_tokenizer(directory)
 
 
 def _make_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Task:

@@ -10,15 +10,23 @@
     heldout.json     quality on the held-out split
     selection.json   frames chosen from one held-out video; report.html and scores.png show it
 
-A folder belongs to one config and to what is learnt from. Started again with the same ones, an
-unfinished run goes on, with any number of processes; with others it is refused, because its results
-would be of neither.
+A folder belongs to one config, but for its `FREE` fields, and to what is learnt from. Started again
+with the same ones, an unfinished run goes on, with any number of processes; with others it is
+refused, because its results would be of neither. Two runs at once in one folder would spoil each
+other's states, so a run holds the lock `.lock` for as long as it lives; the system takes it back
+however the run ends.
 """
 
+import copy
+import fcntl
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +36,8 @@ from itg_data.errors import ItgError
 from itg_data.files import write_atomic
 
 from itg_train.config import TrainConfig, to_plain
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = (
     "itg-data",
@@ -45,6 +55,23 @@ _PACKAGES = (
 )
 
 
+FREE = (
+    ("data", "cache_mib"),
+    ("data", "num_workers"),
+    ("engine", "layers_recomputed"),
+    ("engine", "recompute"),
+    ("frame_chunk",),
+    ("save_every",),
+    ("tokens_per_pass",),
+)
+"""Fields that say what a run may take and not what it learns: a run that ended for want of memory
+goes on with less. Losses stay what they would have been but for the last digits, as they do with
+another number of processes."""
+
+LOCK_PATIENCE_S = 10.0
+"""How long a run waits for one before it, just killed, to be gone."""
+
+
 class RunError(ItgError):
     """A run cannot start or go on in its folder; the message says what to do."""
 
@@ -56,7 +83,7 @@ class DataFacts:
     num_videos: int
     num_questions: int
     sha256: str
-    """Of the groups in their order: each one's video, frames and records."""
+    """Of the groups in their order: each one's video, number of frames, questions and labels."""
 
     def __str__(self) -> str:
         return f"{self.num_videos} videos with {self.num_questions} questions"
@@ -71,6 +98,7 @@ class RunDir:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.lock = root / ".lock"
         self.config = root / "config.json"
         self.provenance = root / "provenance.json"
         self.data = root / "data.json"
@@ -92,8 +120,8 @@ class RunDir:
         """
         if self.config.exists():
             found, described = _read_json(self.config), _describe(recipe, config)
-            if found != described:
-                changed = _first_difference(found, described)
+            if _bound(found) != _bound(described):
+                changed = _first_difference(_bound(found), _bound(described))
                 raise RunError(
                     f"{self.root} holds a run with another config ({changed}); "
                     "remove it or pass another --run-dir"
@@ -102,10 +130,32 @@ class RunDir:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             # what a run leaves that was killed before it wrote its config
-            if set(self.root.iterdir()) - {self.provenance, self.data}:
+            if set(self.root.iterdir()) - {self.lock, self.provenance, self.data}:
                 raise RunError(f"{self.root} is not empty and not a run; pass another --run-dir")
         except OSError as error:
             raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs out of the folder, which must be there.
+
+        Raises:
+            RunError: Another run is at work in it, or it cannot be written to.
+        """
+        try:
+            lock = self.lock.open("w")
+        except OSError as error:
+            raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
+        with lock:
+            deadline_s = time.monotonic() + LOCK_PATIENCE_S
+            while not _is_locked(lock.fileno()):
+                if time.monotonic() > deadline_s:
+                    raise RunError(
+                        f"{self.root}: another run is at work in this folder; wait until it ends, "
+                        "or pass another --run-dir"
+                    )
+                time.sleep(0.1)
+            yield
 
     def claim(self, recipe: str, config: TrainConfig, data: DataFacts) -> None:
         """Makes the folder this run's own, unless it is already.
@@ -117,6 +167,7 @@ class RunDir:
         self.check(recipe, config)
         if self.config.exists():
             self._check_data(data)
+            self._note_changes(_describe(recipe, config))
             return
         try:
             write_json(self.provenance, describe_origin())
@@ -124,6 +175,13 @@ class RunDir:
             write_json(self.config, _describe(recipe, config))
         except OSError as error:
             raise RunError(f"--run-dir {self.root}: {error.strerror or error}") from None
+
+    def _note_changes(self, described: dict[str, Any]) -> None:
+        """Says how the run goes on otherwise than it began, and keeps it as the run's config."""
+        found = _read_json(self.config)
+        if found != described:
+            logger.info("goes on changed: %s", _first_difference(found, described))
+            write_json(self.config, described)
 
     def _check_data(self, data: DataFacts) -> None:
         """Steps of other data would not be those that the run left off before."""
@@ -155,6 +213,18 @@ class RunDir:
             except ValueError:
                 continue
         write_atomic(self.metrics, "".join(kept))
+
+
+def _is_locked(fd: int) -> bool:
+    """Takes a file's lock if it is free."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # a file system without locks, as some clusters have: the run is worth more than the lock
+        return True
+    return True
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -202,6 +272,18 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def _bound(described: Any) -> Any:
+    """What a folder belongs to: a description without its free fields."""
+    bound = copy.deepcopy(described)
+    for *parts, name in FREE:
+        holder = bound
+        for part in ("config", *parts):
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        if isinstance(holder, dict):
+            holder.pop(name, None)
+    return bound
 
 
 def _first_difference(found: Any, wanted: Any, path: str = "") -> str:

@@ -1,8 +1,10 @@
 """After training: quality on the held-out split, and one selection to look at."""
 
+import logging
 from collections.abc import Sequence
 from typing import cast
 
+from itg_data.errors import VideoError
 from itg_data.metrics import num_selected
 from itg_data.records import FrameSelection, GroundingRecord, to_json
 from itg_data.timeline import Thumbnails
@@ -17,6 +19,8 @@ from itg_train.evaluate import QuestionResult, format_table, summarize
 from itg_train.prepare import Prepared
 from itg_train.rundir import RunDir, write_json
 
+logger = logging.getLogger(__name__)
+
 
 def show_results(
     recipe: str,
@@ -28,8 +32,8 @@ def show_results(
 ) -> str:
     """Writes the measurements and the card, selects, and says in words what there is now.
 
-    The video shown is the first of the held-out split and the question its first: whatever the
-    grounder makes of it, not the best of many.
+    The video shown is the first of the held-out split that can be read, and the question its first:
+    whatever the grounder makes of it, not the best of many.
     """
     report = summarize(results)
     write_json(run_dir.heldout, report)
@@ -42,23 +46,39 @@ def show_results(
     if not prepared.heldout.groups:
         return f"The trained grounder: {run_dir.checkpoint} (no video was held out to measure it)"
     write_card(run_dir.checkpoint, recipe, config, prepared, run_dir, results)
-    group = prepared.heldout.groups[0]
-    record = cast(GroundingRecord, group.records[0])
-    video = prepared.heldout.root / record.video
+    shown = _select_from_first(config, processes, prepared, run_dir)
+    table = format_table(report)
+    if shown is None:
+        return f"Held-out videos:\n\n{table}\n\nThe trained grounder: {run_dir.checkpoint}"
+    return _describe(run_dir, table, shown)
+
+
+def _select_from_first(
+    config: TrainConfig, processes: Processes, prepared: Prepared, run_dir: RunDir
+) -> FrameSelection | None:
+    """Selects from the first held-out video that can still be read, and draws it."""
     grounder = FrameGrounder.from_pretrained(run_dir.checkpoint, device=str(processes.device))
-    thumbnails = Thumbnails()
-    selection = grounder.select(
-        video,
-        record.question,
-        top_k=num_selected(group.num_frames, 0.1),
-        sampling=config.data.sampling,
-        on_frames=thumbnails.add,
-    )
-    chosen = thumbnails.pick([frame.source_idx for frame in selection.selected])
-    draw_selection(run_dir.picture, selection, chosen, record.spans)
-    write_report(run_dir.report, selection, thumbnails, record.spans)
-    write_json(run_dir.selection, to_json(selection))
-    return _describe(run_dir, format_table(report), selection)
+    for group in prepared.heldout.groups:
+        record = cast(GroundingRecord, group.records[0])
+        thumbnails = Thumbnails()
+        try:
+            selection = grounder.select(
+                prepared.heldout.root / record.video,
+                record.question,
+                top_k=num_selected(group.num_frames, 0.1),
+                sampling=config.data.sampling,
+                on_frames=thumbnails.add,
+            )
+        except VideoError as error:
+            # gone since it was looked at: no reason to end a run whose training is done
+            logger.warning("not shown: %s", error)
+            continue
+        chosen = thumbnails.pick([frame.source_idx for frame in selection.selected])
+        draw_selection(run_dir.picture, selection, chosen, record.spans)
+        write_report(run_dir.report, selection, thumbnails, record.spans)
+        write_json(run_dir.selection, to_json(selection))
+        return selection
+    return None
 
 
 def _describe(run_dir: RunDir, table: str, selection: FrameSelection) -> str:

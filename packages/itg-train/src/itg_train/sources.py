@@ -107,9 +107,10 @@ def split_records(records: Sequence[Record], num_heldout: int) -> tuple[list[Rec
 
     A record that names a split stays in it, and one of any other split is left out. Of the videos
     whose records name none, the `num_heldout` with the smallest hash are held out: the choice does
-    not change when records are added to a video or come in another order.
+    not change when records are added to a video or come in another order. Conversations about
+    nothing to see are learnt: together they would be one video, held out or not.
     """
-    unnamed = {record.video for record in records if record.split is None}
+    unnamed = {record.video for record in records if record.split is None and record.video}
     by_hash = sorted(unnamed, key=lambda video: hashlib.sha256(video.encode()).digest())
     chosen = set(by_hash[:num_heldout])
     train: list[Record] = []

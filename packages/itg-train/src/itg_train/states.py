@@ -28,16 +28,20 @@ def read_latest(directory: Path) -> dict[str, Any]:
     """The newest whole state: its `tag`, `step` and `world_size`; empty where there is none.
 
     Raises:
-        RunError: The file cannot be read.
+        RunError: The file cannot be read, or the state that it names is not there.
     """
     path = directory / "latest"
     if not path.exists():
         return {}
     try:
         latest = json.loads(path.read_text(encoding="utf-8"))
-        return {"tag": f"step-{int(latest['step'])}"} | latest
+        step, world_size = int(latest["step"]), int(latest["world_size"])
+        tag = Path(str(latest.get("tag", f"step-{step}"))).name
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: cannot be read: {error!r}") from None
+    if not (directory / tag).is_dir():
+        raise RunError(f"{path}: names the state {tag}, which is not there")
+    return {"tag": tag, "step": step, "world_size": world_size}
 
 
 def write_latest(directory: Path, tag: str, step: int, world_size: int) -> None:
