@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 import workspace
+import yaml
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +52,17 @@ def test_a_link_to_what_the_site_does_not_show_is_plain_text(site):
     assert "itg_data/source.py" not in re.findall(r'href="([^"]*)"', log)
     start = (site / "index.html").read_text()
     assert not re.findall(r'href="[^"]*\.py"', start)
+
+
+@pytest.mark.slow
+def test_every_entry_of_the_navigation_has_its_own_title_there(site):
+    # the theme can make a README the page of its section, whose title it then loses
+    config = (workspace.ROOT / "mkdocs.yml").read_text()
+    nav = yaml.safe_load(config)["nav"]
+    shown = re.findall(r'"md-ellipsis">\s*([^<]+?)\s*<', (site / "index.html").read_text())
+    assert {title for entry in nav for title in _titles(entry)} <= {unescape(t) for t in shown}
+
+
+def _titles(entry):
+    ((title, below),) = entry.items()
+    return [title, *(t for e in below for t in _titles(e))] if isinstance(below, list) else [title]
