@@ -1,3 +1,5 @@
+import ast
+import importlib
 import os
 import re
 import subprocess
@@ -61,6 +63,37 @@ def test_every_entry_of_the_navigation_has_its_own_title_there(site):
     nav = yaml.safe_load(config)["nav"]
     shown = re.findall(r'"md-ellipsis">\s*([^<]+?)\s*<', (site / "index.html").read_text())
     assert {title for entry in nav for title in _titles(entry)} <= {unescape(t) for t in shown}
+
+
+@pytest.mark.slow
+def test_what_pages_and_examples_import_is_in_the_reference():
+    pages = [*workspace.ROOT.glob("docs/*.md"), *workspace.ROOT.glob("packages/*/README.md")]
+    listed = {
+        name
+        for page in pages
+        for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)
+    }
+    code = [
+        block
+        for page in pages
+        for block in re.findall(r"(?s)```python\n(.*?)```", page.read_text())
+    ]
+    code += [path.read_text() for path in workspace.ROOT.glob("examples/*_*.py")]
+    named = {found for text in code for found in _imported(text)}
+    assert len(named) > 20
+    assert {
+        f"{home}.{name}" for home, name in named if not {home, f"{home}.{name}"} & listed
+    } == set()
+
+
+def _imported(code):
+    """Where the names of itg packages that the code imports are defined, and what they are."""
+    for node in ast.walk(ast.parse(code)):
+        module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        if isinstance(node, ast.ImportFrom) and module.startswith("itg_"):
+            for alias in node.names:
+                found = getattr(importlib.import_module(module), alias.name)
+                yield found.__module__, found.__qualname__
 
 
 def _titles(entry):
