@@ -34,8 +34,8 @@ class Probe:
     """Say what video files hold and how their frames would be read.
 
     Prints one JSON object a line: codec, frame size as shown, frame rate, frames counted from the
-    packets, duration, what is odd about the file, and the backend with the reason for choosing
-    it. A file that is no readable video gives one line on stderr, and exit code 2 at the end.
+    packets, duration, what is odd about the file, and the backend that would read it. A file that
+    is no readable video gives one line on stderr, and exit code 2 at the end.
     """
 
     videos: Annotated[
@@ -46,7 +46,7 @@ class Probe:
     """Files to look at."""
 
     backend: Backend = "auto"
-    """Ask for one decoder instead of the choice by what the packets show."""
+    """Ask for one decoder: auto is pyav, and decord refuses files that it might read wrongly."""
 
     def run(self) -> int:
         """Probes every file, good or bad, in order."""
