@@ -5,6 +5,7 @@ import contextlib
 import doctest
 import functools
 import io
+import itertools
 import os
 import re
 import shlex
@@ -154,6 +155,20 @@ def test_options_that_a_page_mentions_in_passing_exist():
         unknown |= {f"{page}: {option}" for option in OPTION.findall(code) if option not in known}
     # the reference's own, beside what stands for it here
     assert unknown == {"docs/migrating.md: --deepspeed"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fills_its_lines(command):
+    # "│  text   │": the lines of a box, of which those that go on are indented
+    lines = re.findall(r"(?m)^│( .*) │$", ask_help(tuple(command.split())))
+    broken = [
+        line
+        for line, following in itertools.pairwise(lines)
+        if re.match(" {6,}[a-z]", following) and re.match(" {6,}", line)
+        if len(line.rstrip()) + 1 + len(following.split()[0]) < len(line)
+    ]
+    assert broken == []
 
 
 @pytest.mark.parametrize("page", PYTHON)
