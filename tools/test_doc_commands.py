@@ -5,7 +5,9 @@ import contextlib
 import doctest
 import functools
 import io
+import itertools
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,6 +28,16 @@ BLOCKS = doc_commands.all_blocks()
 SHELL = [b for b in BLOCKS if b.language in ("bash", "console") and b.mark != "not run"]
 UNRUN = [b for b in BLOCKS if b.mark in ("not run", "run instead")]
 PYTHON = sorted({b.page for b in BLOCKS if b.language == "python"})
+OPTION = re.compile(r"(?<!\S)--[a-z][a-z.-]+(?!\w)")
+COMMANDS = (
+    "itg-select",
+    "itg-select --ui",
+    "itg-train",
+    *(f"itg-data {name}" for name in ("probe", "annotate", "check", "stats", "view", "import")),
+    *(f"itg-eval {name}" for name in ("run", "report", "documents", "score", "select", "frames")),
+    *(f"itg-eval {name}" for name in ("import-results", "scripted")),
+    "python -m itg_data.scripted_vlm",
+)
 VENV = Path(sys.executable).parents[1]
 TIMEOUT_S = 600
 
@@ -129,6 +141,34 @@ def test_what_is_not_run_as_it_stands_is_at_least_possible(block):
     for words in doc_commands.commands_in(block):
         unknown = doc_commands.unknown_options(words, lambda first: ask_help(tuple(first)))
         assert unknown == [], f"{block.name}: {' '.join(words)}"
+
+
+@pytest.mark.slow
+def test_options_that_a_page_mentions_in_passing_exist():
+    helps = [ask_help(tuple(command.split())) for command in COMMANDS]
+    known = {option for text in helps for option in OPTION.findall(text)}
+    assert len(known) > 100
+    unknown = set()
+    for page in set(doc_commands.pages()) - {"CONTRIBUTING.md", "LOG.md"}:
+        text = re.sub(r"(?s)```.*?```", "", (workspace.ROOT / page).read_text())
+        code = " ".join(re.findall(r"`([^`\n]+)`", text))
+        unknown |= {f"{page}: {option}" for option in OPTION.findall(code) if option not in known}
+    # the reference's own, beside what stands for it here
+    assert unknown == {"docs/migrating.md: --deepspeed"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fills_its_lines(command):
+    # "│  text   │": the lines of a box, of which those that go on are indented
+    lines = re.findall(r"(?m)^│( .*) │$", ask_help(tuple(command.split())))
+    broken = [
+        line
+        for line, following in itertools.pairwise(lines)
+        if re.match(" {6,}[a-z]", following) and re.match(" {6,}", line)
+        if len(line.rstrip()) + 1 + len(following.split()[0]) < len(line)
+    ]
+    assert broken == []
 
 
 @pytest.mark.parametrize("page", PYTHON)

@@ -1,3 +1,5 @@
+import ast
+import importlib
 import os
 import re
 import subprocess
@@ -7,6 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 import workspace
+import yaml
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +54,48 @@ def test_a_link_to_what_the_site_does_not_show_is_plain_text(site):
     assert "itg_data/source.py" not in re.findall(r'href="([^"]*)"', log)
     start = (site / "index.html").read_text()
     assert not re.findall(r'href="[^"]*\.py"', start)
+
+
+@pytest.mark.slow
+def test_every_entry_of_the_navigation_has_its_own_title_there(site):
+    # the theme can make a README the page of its section, whose title it then loses
+    config = (workspace.ROOT / "mkdocs.yml").read_text()
+    nav = yaml.safe_load(config)["nav"]
+    shown = re.findall(r'"md-ellipsis">\s*([^<]+?)\s*<', (site / "index.html").read_text())
+    assert {title for entry in nav for title in _titles(entry)} <= {unescape(t) for t in shown}
+
+
+@pytest.mark.slow
+def test_what_pages_and_examples_import_is_in_the_reference():
+    pages = [*workspace.ROOT.glob("docs/*.md"), *workspace.ROOT.glob("packages/*/README.md")]
+    listed = {
+        name
+        for page in pages
+        for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)
+    }
+    code = [
+        block
+        for page in pages
+        for block in re.findall(r"(?s)```python\n(.*?)```", page.read_text())
+    ]
+    code += [path.read_text() for path in workspace.ROOT.glob("examples/*_*.py")]
+    named = {found for text in code for found in _imported(text)}
+    assert len(named) > 20
+    assert {
+        f"{home}.{name}" for home, name in named if not {home, f"{home}.{name}"} & listed
+    } == set()
+
+
+def _imported(code):
+    """Where the names of itg packages that the code imports are defined, and what they are."""
+    for node in ast.walk(ast.parse(code)):
+        module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        if isinstance(node, ast.ImportFrom) and module.startswith("itg_"):
+            for alias in node.names:
+                found = getattr(importlib.import_module(module), alias.name)
+                yield found.__module__, found.__qualname__
+
+
+def _titles(entry):
+    ((title, below),) = entry.items()
+    return [title, *(t for e in below for t in _titles(e))] if isinstance(below, list) else [title]

@@ -28,3 +28,10 @@ def test_on_a_terminal_there_is_a_bar(capsys, monkeypatch):
     with show_progress("scoring", 2, unit="questions") as advance:
         advance(2, "quick")
     assert "scoring" in capsys.readouterr().err
+
+
+def test_a_bar_shows_what_others_wrote_as_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with show_progress("choosing", 2, unit="questions") as advance:
+        advance(2, "[bold]x.mp4")
+    assert "[bold]x.mp4" in capsys.readouterr().err

@@ -222,3 +222,10 @@ def test_samples_are_chosen_by_id_or_number(annotated_set, tmp_path, capsys):
     assert len(list((tmp_path / "out").iterdir())) == 3
     assert main(["view", *where, "--ids", "none"]) == 2
     assert "ids must be of records, got 'none'" in capsys.readouterr().err
+
+
+def test_one_question_about_one_video_is_counted_as_such(annotated_set, tmp_path):
+    arguments = ["view", str(annotated_set()), "--out", str(tmp_path / "pages"), "--limit", "1"]
+    assert main(arguments) == 0
+    index = (tmp_path / "pages" / "index.html").read_text()
+    assert "<h1>1 question about 1 video</h1>" in index

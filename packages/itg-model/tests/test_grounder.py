@@ -56,6 +56,10 @@ def test_a_selection_holds_the_best_frames_in_time_order(grounder, video):
     assert from_json(FrameSelection, {**to_json(selection), **lists(selection)}) == selection
 
 
+def test_a_grounder_shows_which_model_it_is_and_where(grounder):
+    assert repr(grounder) == "FrameGrounder('tiny', cpu)"
+
+
 def lists(selection: FrameSelection) -> dict[str, object]:
     """The tuples of a record as JSON has them."""
     data = to_json(selection)

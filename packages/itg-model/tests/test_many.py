@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
+from itg_data import progress
 from itg_data.records import FrameSelection, from_json
 from itg_data.video import VideoReader
 from itg_model import FrameGrounder
@@ -374,6 +375,16 @@ FrameGrounder.score = score_or_halt
 from itg_model.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+
+
+def test_without_a_terminal_there_are_lines_of_progress(arguments, folder, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    (folder / "b.mp4").unlink()
+    (folder / "c.MP4").rename(folder / "[bold]\n.mp4")
+    assert main([arguments[0], "where", *arguments[1:]]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == r"itg-select: choosing frames: 1 of 2 questions, [bold]\n.mp4"
+    assert said[1].startswith("itg-select: choosing frames: 2 of 2 questions, a.mp4")
 
 
 @pytest.mark.slow

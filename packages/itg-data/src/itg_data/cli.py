@@ -15,6 +15,7 @@ import tyro
 
 from itg_data.annotate.cli import Annotate
 from itg_data.errors import ItgError, VideoError, in_one_line
+from itg_data.helptext import join_help
 from itg_data.sets.cli import Check, Import, Stats, View
 from itg_data.video import Backend, open_video
 
@@ -34,8 +35,8 @@ class Probe:
     """Say what video files hold and how their frames would be read.
 
     Prints one JSON object a line: codec, frame size as shown, frame rate, frames counted from the
-    packets, duration, what is odd about the file, and the backend with the reason for choosing
-    it. A file that is no readable video gives one line on stderr, and exit code 2 at the end.
+    packets, duration, what is odd about the file, and the backend that would read it. A file that
+    is no readable video gives one line on stderr, and exit code 2 at the end.
     """
 
     videos: Annotated[
@@ -46,7 +47,7 @@ class Probe:
     """Files to look at."""
 
     backend: Backend = "auto"
-    """Ask for one decoder instead of the choice by what the packets show."""
+    """Ask for one decoder: auto is pyav, and decord refuses files that it might read wrongly."""
 
     def run(self) -> int:
         """Probes every file, good or bad, in order."""
@@ -76,7 +77,7 @@ COMMANDS: dict[str, type[Command]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     command = tyro.extras.subcommand_cli_from_dict(
-        dict(COMMANDS),
+        {name: join_help(command) for name, command in COMMANDS.items()},
         args=None if argv is None else list(argv),
         prog="itg-data",
         description="Look at videos and data sets the way all itg packages see them.",

@@ -43,6 +43,20 @@ def show_progress(task: str, total: int, *, unit: str, quiet: bool = False) -> G
         yield _lines(task, total, unit)
 
 
+@contextmanager
+def tell_progress(prefix: str = "") -> Generator[None]:
+    """Writes the lines to stderr, for commands that set up no logging of their own."""
+    handler, level = logging.StreamHandler(sys.stderr), logger.level
+    handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def _bar() -> "Progress":
     from rich.console import Console
     from rich.progress import (
@@ -58,7 +72,7 @@ def _bar() -> "Progress":
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),  # a file may be called [bold]
         TimeElapsedColumn(),
         TextColumn("left:"),
         TimeRemainingColumn(),

@@ -83,16 +83,17 @@ def test_without_a_terminal_lines_say_how_far_it_is_and_how_long_it_takes(
         return server.sensible(asked)
 
     server.reply = slow
-    pairs = [make_pair(n, video=("short.mp4", "long.mp4")[n % 2]) for n in range(6)]
+    # so many that they do not all end between two looks, half a second apart
+    pairs = [make_pair(n, video=("short.mp4", "long.mp4")[n % 2]) for n in range(24)]
     script = "import itg_data.progress as p\np.SECONDS_BETWEEN_LINES = 0.1"
     options = ("--concurrency=1", "--num-decoders=1")
     process = start(make_config(pairs), *options, script=script)
     out, _ = process.communicate()
-    assert json.loads(out)["annotated"] == 6
+    assert json.loads(out)["annotated"] == 24
     lines = told()
     assert all(line.startswith("annotate: ") for line in lines)
-    assert any(" of 6 pairs, 0 dropped, " in line and line.endswith(" s left") for line in lines)
-    assert [line.startswith("annotate: 6 of 6 pairs") for line in lines].count(True) == 1
+    assert any(" of 24 pairs, 0 dropped, " in line and line.endswith(" s left") for line in lines)
+    assert [line.startswith("annotate: 24 of 24 pairs") for line in lines].count(True) == 1
 
 
 def test_a_dry_run_says_how_far_it_is(make_config, make_pair, start, told):

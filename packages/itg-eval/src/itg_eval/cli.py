@@ -12,6 +12,7 @@ from typing import Protocol
 
 import tyro
 from itg_data.errors import ItgError, in_one_line, to_one_line
+from itg_data.helptext import join_help
 
 from itg_eval.benchmark.commands import Documents, Report, Run, Scripted
 from itg_eval.commands import Frames, ImportResults, Score, Select
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         command = tyro.extras.subcommand_cli_from_dict(
-            dict(COMMANDS),
+            {name: join_help(command) for name, command in COMMANDS.items()},
             args=None if argv is None else list(argv),
             prog="itg-eval",
             description="Measure what frame selection does to a Video LLM.",

@@ -92,8 +92,8 @@ class Score:
     same command goes on where it was. Several GPUs:
     torchrun --nproc-per-node 8 -m itg_eval score ...
 
-    Prints the path of the scores. Exit codes: 0 done, 1 done but for videos that cannot be read,
-    2 bad input, 130 interrupted.
+    Prints the path of the scores. Exit codes: 0 done, 1 done but for videos that cannot be
+    read, 2 bad input, 130 interrupted.
     """
 
     model: str

@@ -4,24 +4,14 @@ Started by torchrun, the processes deal out the videos among their GPUs.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from itg_data.errors import to_one_line
+from itg_data.progress import show_progress, tell_progress
 from itg_data.records import FrameSelection
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from itg_model.devices import resolve_device
 from itg_model.grounder import FrameGrounder
@@ -125,30 +115,11 @@ def _answer(
         parse_policy_params(request.policy, request.policy_param),
     )
     num_failed = 0
-    with _bar(len(todo), shows) as (bars, task):
-        for result in results:
+    showing = show_progress("choosing frames", len(todo), unit="questions", quiet=not shows)
+    with tell_progress("itg-select: "), showing as advance:
+        for num_done, result in enumerate(results, 1):
             journal.write(result)
             if isinstance(result, FailedSelection):
                 num_failed += 1
-            bars.update(task, advance=1, description=Path(result.video).name)
+            advance(num_done, to_one_line(Path(result.video).name))
     return num_failed
-
-
-@contextmanager
-def _bar(total: int, shows: bool) -> Iterator[tuple[Progress, Any]]:
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    disabled = not (shows and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=disabled) as bars:
-        yield bars, bars.add_task("questions", total=total)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.2f} questions/s" if task.speed else "")

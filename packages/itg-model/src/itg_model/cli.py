@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from itg_data.errors import ItgError, in_one_line
+from itg_data.helptext import join_help
 from itg_data.records import FrameSelection, to_json
 from itg_data.sampling import SamplingConfig, SamplingRule
 from itg_data.video import open_video
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--ui" in arguments:
             return _serve([argument for argument in arguments if argument != "--ui"])
         try:
-            request = tyro.cli(Request, prog="itg-select", args=argv)
+            request = tyro.cli(join_help(Request), prog="itg-select", args=argv)
             _check(request)
         except (ValueError, OSError) as error:
             return _fail(error)

@@ -93,6 +93,9 @@ class FrameGrounder:
         self.decode: Decode = decode
         self.max_pooled_side = max_pooled_side
 
+    def __repr__(self) -> str:
+        return f"FrameGrounder({self.name!r}, {self.model.device})"
+
     @classmethod
     def from_pretrained(
         cls,

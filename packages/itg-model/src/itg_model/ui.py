@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 from itg_data.errors import ItgError
+from itg_data.helptext import join_help
 from itg_data.records import FrameSelection, to_json
 from itg_data.timeline import Thumbnails
 
@@ -147,7 +148,7 @@ def serve(argv: Sequence[str]) -> None:
         CheckpointError: The checkpoint cannot be found, read or used.
         OSError: The port is taken.
     """
-    request = tyro.cli(Page, prog="itg-select --ui", args=argv)
+    request = tyro.cli(join_help(Page), prog="itg-select --ui", args=argv)
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("--ui needs gradio: pip install 'itg-model[ui]'")
     # gradio asks its makers for news when it is imported, unless told not to

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import tyro
 from itg_data.errors import ItgError, in_one_line
+from itg_data.helptext import join_help
 
 from itg_train.config import TrainConfig
 from itg_train.launch import end_with_parent, is_first, lost_another, start_workers
@@ -90,13 +91,13 @@ def parse(argv: Sequence[str]) -> tuple[str, TrainConfig]:
     )
     try:
         config = tyro.cli(
-            TrainConfig,
+            join_help(TrainConfig),
             default=RECIPES[recipe](),
             args=arguments,
             prog=f"itg-train {recipe}",
             description=(
                 "Trains a frame grounder and shows what it learnt. Usage: itg-train [RECIPE] "
-                f"[options]; without a recipe, {names[0]}. Recipes:\n{summaries}\n"
+                f"[options]; without a recipe, {names[0]}. Recipes:\n{summaries}\n\n"
                 "The options below change the recipe. --nproc N runs N processes on this machine; "
                 "processes that torchrun, deepspeed or srun started find one another."
             ),

@@ -1,7 +1,6 @@
 """`itg-data annotate`: from raw videos and QA pairs to a training set."""
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from itg_data.errors import InputError, ItgError, RecordError, to_one_line
-from itg_data.progress import Advance, show_progress
+from itg_data.progress import Advance, show_progress, tell_progress
 
 if TYPE_CHECKING:
     from itg_data.annotate.config import AnnotatorConfig, RunConfig
@@ -120,7 +119,7 @@ class Annotate:
         except ValueError as error:
             return _fail(str(error), EXIT_BAD_INPUT)
         try:
-            with _telling():
+            with tell_progress():
                 return self._estimate(config) if self.dry_run else self._annotate(config)
         except KeyboardInterrupt:
             return _fail("interrupted; start again to go on from here", EXIT_INTERRUPTED)
@@ -236,21 +235,6 @@ def _progress(config: "RunConfig") -> Generator["Watch"]:
             advance(state.num_done, f"{note}, ${cost_usd:.2f}" if cost_usd else note)
 
         yield watch
-
-
-@contextmanager
-def _telling() -> Generator[None]:
-    """Lets progress be told where there is no terminal for a bar."""
-    logger = logging.getLogger("itg_data.progress")
-    handler, level = logging.StreamHandler(sys.stderr), logger.level
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 @contextmanager

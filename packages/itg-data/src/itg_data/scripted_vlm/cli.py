@@ -11,6 +11,7 @@ import tyro
 
 from itg_data.annotate.records import QaPair
 from itg_data.errors import InputError, ItgError, in_one_line
+from itg_data.helptext import join_help
 from itg_data.jsonl import write_jsonl
 from itg_data.records import GroundingRecord
 from itg_data.scripted_vlm.server import Behaviour, ScriptedServer
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     prog = "python -m itg_data.scripted_vlm"
     try:
-        return tyro.cli(Serve, args=argv, prog=prog).run()
+        return tyro.cli(join_help(Serve), args=argv, prog=prog).run()
     except (ItgError, OSError, ValueError) as error:
         print(f"{prog}: {in_one_line(error)}", file=sys.stderr)
         return 2

@@ -208,10 +208,14 @@ def _render_index(entries: Sequence[_Entry]) -> str:
     return Template(_asset("index.html")).substitute(
         policy=content_policy(style),
         style=style,
-        summary=f"{len(entries)} questions about {num_videos} videos",
+        summary=f"{_count(len(entries), 'question')} about {_count(num_videos, 'video')}",
         items="\n".join(map(_item, entries)),
         made_by=to_html(f"itg-data {version('itg-data')}"),
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _item(entry: _Entry) -> str:
