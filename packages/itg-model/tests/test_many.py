@@ -360,6 +360,51 @@ def test_each_process_takes_the_gpu_of_its_place_on_the_machine(
     assert taken[4:] == [None]
 
 
+@pytest.mark.parametrize(("rank", "world_size"), [("3", None), ("2", "2"), ("x", "2"), ("-1", "2")])
+def test_a_rank_that_gets_no_share_is_refused(
+    rank, world_size, arguments, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world_size is not None:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert main([arguments[0], "where", *arguments[1:], "--json", str(tmp_path / "o.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert f"RANK the smaller, got RANK={rank} and WORLD_SIZE={world_size or 1}" in error
+    assert error.count("\n") == 1
+
+
+# The real command, whose first process takes its time once the second has met a bad video.
+LINGERING = """
+import os, sys, time
+from pathlib import Path
+from itg_model.grounder import FrameGrounder
+score, others = FrameGrounder.score, Path(sys.argv[-1]).with_name("out.rank1.jsonl")
+def linger(self, *args):
+    while not others.exists() or others.stat().st_size == 0:
+        time.sleep(0.1)
+    time.sleep(4)
+    return score(self, *args)
+if os.environ["RANK"] == "0":
+    FrameGrounder.score = linger
+from itg_model.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_bad_video_of_one_process_does_not_end_the_others(arguments, folder, tmp_path):
+    script, out = tmp_path / "lingering.py", tmp_path / "out.jsonl"
+    script.write_text(LINGERING)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*torchrun, script, arguments[0], "where", *arguments[1:], "--json", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 1
+    assert len(lines_of(tmp_path / "out.rank0.jsonl")) == 2
+    assert "answered 2 of 2 questions" in done.stderr
+    assert "error" in lines_of(tmp_path / "out.rank1.jsonl")[0]
+
+
 # The real command, which stands still once it has answered some questions.
 HALTING = """
 import sys, time

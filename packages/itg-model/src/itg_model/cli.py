@@ -218,10 +218,11 @@ def _check_outputs(request: Request) -> None:
 
 
 def _run_many(request: Request) -> int:
-    from itg_model.batch import run_many
+    from itg_model.batch import run_many, tell_others
 
     summary, num_failed = run_many(request)
     print(f"itg-select: {summary}", file=sys.stderr)
+    tell_others(waits=num_failed > 0)
     return 1 if num_failed else 0
 
 

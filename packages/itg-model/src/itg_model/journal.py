@@ -34,8 +34,20 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> "Share":
-        """Reads RANK and WORLD_SIZE."""
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        """Reads RANK and WORLD_SIZE.
+
+        Raises:
+            ValueError: They make no sense together, as what is left of another command may.
+        """
+        texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if all(text.isdecimal() for text in texts):
+            rank, num_ranks = map(int, texts)
+            if rank < num_ranks:
+                return cls(rank, num_ranks)
+        raise ValueError(
+            "RANK and WORLD_SIZE in the environment must be numbers, RANK the smaller, got "
+            f"RANK={texts[0]} and WORLD_SIZE={texts[1]}; torchrun sets both, unset them without it"
+        )
 
     def path_of(self, path: Path) -> Path:
         """Where this process writes: the file itself, or one beside it per process."""
