@@ -5,7 +5,7 @@ import sys
 from itertools import pairwise
 
 import pytest
-from itg_model import cli
+from itg_model import batch, cli
 from itg_model.cli import main
 
 
@@ -157,6 +157,19 @@ def test_the_progress_names_the_file_as_it_is_called(name, capsys, monkeypatch):
         show(1, 2)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert f"reading {name} " in shown
+
+
+def test_the_progress_sends_no_control_characters_of_a_name_to_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    hostile = "a\x1b]0;owned\x07.mp4"
+    with cli._show_progress(hostile) as show:
+        show(1, 2)
+    with batch._bar(1, shows=True) as (bars, task):
+        batch._advance(bars, task, f"videos/{hostile}")
+    shown = capsys.readouterr().err
+    assert "\x1b]0;" not in shown
+    assert shown.count(r"a\x1b]0;owned\x07.mp4") >= 2
 
 
 def test_an_unknown_option_exits_2(arguments, capsys):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from itg_data.errors import to_one_line
 from itg_data.records import FrameSelection
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from torch.distributed.rendezvous import rendezvous
 
 from itg_model.devices import resolve_device
 from itg_model.grounder import FrameGrounder
@@ -75,7 +77,7 @@ def tell_others(*, waits: bool) -> None:
     num_done = f"itg-select/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/num-done"
     # where torchrun itself is gone, it ends nobody
     with suppress(dist.DistError):
-        store = next(dist.rendezvous("env://"))[0]
+        store = next(rendezvous("env://"))[0]
         store.add(num_done, 1)
         # not store.wait, which Ctrl-C does not interrupt
         while waits and store.add(num_done, 0) < share.num_ranks:
@@ -151,7 +153,7 @@ def _answer(
             journal.write(result)
             if isinstance(result, FailedSelection):
                 num_failed += 1
-            bars.update(task, advance=1, description=Path(result.video).name)
+            _advance(bars, task, result.video)
     return num_failed
 
 
@@ -168,6 +170,10 @@ def _bar(total: int, shows: bool) -> Iterator[tuple[Progress, Any]]:
     disabled = not (shows and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=disabled) as bars:
         yield bars, bars.add_task("questions", total=total)
+
+
+def _advance(bars: Progress, task: Any, video: str) -> None:
+    bars.update(task, advance=1, description=to_one_line(Path(video).name))
 
 
 class _Rate(ProgressColumn):

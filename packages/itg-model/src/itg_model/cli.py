@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from itg_data.errors import ItgError, in_one_line
+from itg_data.errors import ItgError, in_one_line, to_one_line
 from itg_data.records import FrameSelection, to_json
 from itg_data.sampling import SamplingConfig, SamplingRule
 from itg_data.video import open_video
@@ -318,7 +318,7 @@ def _show_progress(name: str) -> Iterator[Callable[[int, int], None]]:
         task = bars.add_task("loading the model", total=None)
 
         def show(num_done: int, num_frames: int) -> None:
-            reading = f"reading {escape(name)}"
+            reading = f"reading {escape(to_one_line(name))}"
             bars.update(task, description=reading, completed=num_done, total=num_frames)
 
         yield show
