@@ -209,6 +209,15 @@ def test_questions_name_videos_beside_them_or_in_the_folder(folder, tmp_path):
     assert read_questions(path, None) == [(tmp_path / v, q) for v, q in pairs]
 
 
+def test_a_folder_may_hold_all_the_videos_that_are_named_in_folders_of_its_own(folder, tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"video": "videos/a.mp4", "question": "where"}\n')
+    assert read_questions(path, tmp_path) == [(folder / "a.mp4", "where")]
+    path.write_text(path.read_text() + '{"question": "when"}\n')
+    with pytest.raises(ValueError, match="holds no video"):
+        read_questions(path, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -223,6 +232,7 @@ def test_questions_name_videos_beside_them_or_in_the_folder(folder, tmp_path):
         ("q.jsonl", '{"video": "a.mp4", "question": 3}\n', "must be text"),
         ("q.csv", "where,a.mp4\n", "q.csv:1: the first line must name the columns"),
         ("q.csv", "video,question\na.mp4\n", "q.csv:2: question is missing or blank"),
+        ("q.csv", 'question,"' + 200_000 * "x", "q.csv:1: not CSV: field larger than field limit"),
     ],
 )
 def test_a_bad_file_of_questions_exits_2_with_one_line(name, text, message, capsys, tmp_path):

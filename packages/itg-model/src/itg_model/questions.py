@@ -43,15 +43,16 @@ def read_questions(path: Path, videos: Path | None) -> list[tuple[Path, str]]:
         ValueError: The file cannot be read or a line does not hold; the message names it.
     """
     folder = videos if videos is not None and videos.is_dir() else path.parent
-    everywhere = None if videos is None else list_videos(videos)
+    everywhere: list[Path] | None = None
     asked: dict[Path, list[str]] = {}
     for number, video, question in _rows(path):
         if not question.strip():
             raise ValueError(f"{path}:{number}: question is missing or blank")
         if video:
             targets = [folder / video]
-        elif everywhere is not None:
-            targets = everywhere
+        elif videos is not None:
+            # only now: a folder whose videos are all named may hold them in folders of its own
+            targets = everywhere = everywhere or list_videos(videos)
         else:
             raise ValueError(f"{path}:{number}: names no video; give one, or a folder, as VIDEO")
         for target in targets:
@@ -84,13 +85,16 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
     reader = csv.DictReader(io.StringIO(text))
-    if "question" not in (reader.fieldnames or ()):
-        raise ValueError(f"{path}:1: the first line must name the columns, one of them question")
     try:
+        if "question" not in (reader.fieldnames or ()):
+            raise ValueError(
+                f"{path}:1: the first line must name the columns, one of them question"
+            )
         for row in reader:
             yield reader.line_num, row.get("video") or "", row["question"] or ""
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+        # its own number is that of the row before
+        raise ValueError(f"{path}:{reader.reader.line_num}: not CSV: {error}") from None
 
 
 def _parse_object(path: Path, number: int, line: str) -> tuple[str, str]:
