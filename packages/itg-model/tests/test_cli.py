@@ -109,6 +109,23 @@ def test_bad_options_are_told_before_a_model_is_looked_for(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["--json", "--report", "--plot"])
+def test_a_result_does_not_overwrite_the_video(option, arguments, video, capsys, tmp_path):
+    linked = tmp_path / "own.png"
+    linked.symlink_to(video)
+    before = video.read_bytes()
+    for name in (str(video), str(linked)):
+        assert main([*arguments, option, name]) == 2
+        assert f"{option} {name}: would overwrite what is to be read" in capsys.readouterr().err
+    assert video.read_bytes() == before
+
+
+def test_two_results_in_one_file_are_refused(arguments, capsys, tmp_path):
+    out = str(tmp_path / "out.html")
+    assert main([*arguments, "--json", out, "--report", out]) == 2
+    assert "--json, --report and --plot must name different files" in capsys.readouterr().err
+
+
 def test_a_fault_that_only_the_model_can_tell_is_one_line_too(arguments, capsys, monkeypatch):
     def refuse(*_):
         raise ValueError("the question must not be blank")

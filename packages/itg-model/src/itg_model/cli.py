@@ -206,15 +206,33 @@ def _check_outputs(request: Request) -> None:
             raise ValueError(f"{option} {path}: no such directory")
         if path is not None and path.is_dir():
             raise ValueError(f"{option} {path}: is a directory, not a file")
+        if path is not None and _is_input(path, request):
+            raise ValueError(f"{option} {path}: would overwrite what is to be read")
         if path is not None and option != "--json" and request.decode == "nvdec":
             raise ValueError(
                 f"{option} needs the frames, which --decode nvdec leaves on the GPU; "
                 "leave one of the two out"
             )
+    # several may go to /dev/null
+    named = [p.absolute() for p in outputs.values() if p is not None and not _is_no_file(p)]
+    if len(set(named)) < len(named):
+        raise ValueError("--json, --report and --plot must name different files")
     if request.plot is not None:
         from itg_model.plot import check_plot
 
         check_plot(request.plot)
+
+
+def _is_no_file(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def _is_input(path: Path, request: Request) -> bool:
+    """Whether an output is the video or the file of questions, by whatever name."""
+    inputs = [request.questions, None if request.asks_many else request.video]
+    return path.exists() and any(
+        file is not None and file.exists() and path.samefile(file) for file in inputs
+    )
 
 
 def _run_many(request: Request) -> int:
@@ -230,6 +248,7 @@ def _run(request: Request) -> int:
     from itg_data.timeline import Thumbnails
 
     from itg_model.export import save_frames
+    from itg_model.journal import naming
 
     thumbnails = Thumbnails() if request.report or request.plot else None
     selection = _select(request, thumbnails)
@@ -238,8 +257,9 @@ def _run(request: Request) -> int:
     lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     if request.json == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with naming("stdout"):
+            sys.stdout.write(text)
+            sys.stdout.flush()
     else:
         from itg_data.files import write_atomic
 
