@@ -159,7 +159,7 @@ def test_a_full_disk_is_named():
 
 def test_a_full_disk_behind_stdout_is_named():
     command = [sys.executable, "-c", WRITES_ONE.replace("Path(sys.argv[1])", "None")]
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=600, check=False
         )

@@ -121,7 +121,11 @@ def test_questions_are_drawn_as_needed_and_a_stop_leaves_nothing_open(grounder, 
     assert set(threading.enumerate()) <= set(before)
 
 
-@pytest.mark.parametrize("entry", ["a.mp4", "ab", ("a.mp4",), ("a.mp4", None)], ids=str)
+@pytest.mark.parametrize(
+    "entry",
+    ["a.mp4", "ab", ("a.mp4",), ("a.mp4", None), ("a.mp4", 5), ("a.mp4", b"where"), (5, "where")],
+    ids=str,
+)
 def test_what_is_no_pair_of_video_and_question_is_named(entry, grounder):
     with pytest.raises(ValueError, match=r"asked must hold pairs of a video and a question"):
         next(grounder.select_many([entry]))
