@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -118,6 +119,30 @@ def test_a_result_does_not_overwrite_the_video(option, arguments, video, capsys,
         assert main([*arguments, option, name]) == 2
         assert f"{option} {name}: would overwrite what is to be read" in capsys.readouterr().err
     assert video.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "told"),
+    [
+        ("--json", "out.json", "."),
+        ("--report", "link.html", "other"),
+        ("--plot", "new.svg", "."),
+        ("--save-frames", "a/b", "."),
+    ],
+)
+def test_where_nothing_can_be_written_no_model_is_looked_for(
+    option, name, told, arguments, capsys, tmp_path, monkeypatch
+):
+    (tmp_path / "out.json").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link.html").symlink_to("other/out.html")
+    # root may write anywhere, but to a file system that is read-only
+    asked = []
+    monkeypatch.setattr("os.access", lambda path, mode: asked.append((path, mode)))
+    command = [*arguments[:2], "--model", "/no/such/model", option, str(tmp_path / name)]
+    assert main(command) == 2
+    assert asked == [(tmp_path / told, os.W_OK)]
+    assert f"{option}: {tmp_path / told} cannot be written" in capsys.readouterr().err
 
 
 def test_two_results_in_one_file_are_refused(arguments, capsys, tmp_path):

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -162,8 +163,10 @@ def _check(request: Request) -> None:
         raise ValueError(f"--max-pooled-side must be >= 1, got {request.max_pooled_side}")
     parse_policy_params(request.policy, request.policy_param)
     _check_question(request)
-    if request.save_frames is not None and request.save_frames.is_file():
-        raise ValueError(f"--save-frames {request.save_frames}: not a directory")
+    if request.save_frames is not None:
+        if request.save_frames.is_file():
+            raise ValueError(f"--save-frames {request.save_frames}: not a directory")
+        _check_may_write("--save-frames", request.save_frames)
     _check_outputs(request)
     # imported here and below: --help and a typo should not wait for torch
     from itg_model.devices import resolve_device, resolve_dtype
@@ -206,6 +209,11 @@ def _check_outputs(request: Request) -> None:
             raise ValueError(f"{option} {path}: no such directory")
         if path is not None and path.is_dir():
             raise ValueError(f"{option} {path}: is a directory, not a file")
+        if path is not None:
+            # many results go into the file itself; one replaces it, which its folder must allow
+            stays = request.asks_many or _is_no_file(path)
+            target = Path(os.path.realpath(path))
+            _check_may_write(option, target if stays else target.parent)
         if path is not None and _is_input(path, request):
             raise ValueError(f"{option} {path}: would overwrite what is to be read")
         if path is not None and option != "--json" and request.decode == "nvdec":
@@ -221,6 +229,13 @@ def _check_outputs(request: Request) -> None:
         from itg_model.plot import check_plot
 
         check_plot(request.plot)
+
+
+def _check_may_write(option: str, path: Path) -> None:
+    """Refuses what cannot be written, or made in the nearest folder that is there."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{option}: {there} cannot be written, by its mode or its file system")
 
 
 def _is_no_file(path: Path) -> bool:
