@@ -213,6 +213,18 @@ def test_questions_name_videos_beside_them_or_in_the_folder(folder, tmp_path):
     assert read_questions(path, None) == [(tmp_path / v, q) for v, q in pairs]
 
 
+def test_a_link_in_a_folder_that_leads_nowhere_is_told(arguments, folder, capsys):
+    (folder / "gone.mp4").symlink_to("nowhere.mp4")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "more.mp4").symlink_to(folder)
+    assert main([arguments[0], "where is it", *arguments[1:]]) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = {row["video"].rsplit("/")[-1]: row.get("error", "") for row in rows}
+    assert list(told) == ["a.mp4", "b.mp4", "c.MP4", "gone.mp4", "loop.mp4"]
+    assert told["gone.mp4"].endswith("gone.mp4: no such file")
+    assert "loop.mp4: Too many levels of symbolic links" in told["loop.mp4"]
+
+
 def test_a_folder_may_hold_all_the_videos_that_are_named_in_folders_of_its_own(folder, tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"video": "videos/a.mp4", "question": "where"}\n')

@@ -16,6 +16,8 @@ VIDEO_SUFFIXES = (
 def list_videos(path: Path) -> list[Path]:
     """The video itself, or the videos that lie directly in a folder, by name.
 
+    A link that leads nowhere counts: that its video is gone should be said, not passed over.
+
     Raises:
         ValueError: There is no such file, or no video in the folder.
     """
@@ -23,7 +25,8 @@ def list_videos(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"{path}: no such file")
-    videos = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    named = (p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
+    videos = sorted(p for p in named if p.is_file() or (p.is_symlink() and not p.exists()))
     if not videos:
         raise ValueError(f"{path}: holds no video ({', '.join(VIDEO_SUFFIXES)})")
     return videos
