@@ -123,6 +123,16 @@ def test_features_that_the_model_cannot_read_are_refused_in_one_line(grounder, v
         grounder.score(other, "where")
 
 
+def test_frames_that_are_nearly_certain_keep_their_order(grounder, video, monkeypatch):
+    # in float32 the sigmoid of each is 1
+    logits = 18 + torch.arange(10, dtype=torch.float32) % 4
+    monkeypatch.setattr(grounder.model, "score", lambda *_: logits)
+    scored = grounder.score(grounder.encode(video), "where")
+    scores = torch.tensor(scored.scores, dtype=torch.float64)
+    assert torch.equal(scores.argsort(stable=True), logits.argsort(stable=True))
+    assert len(scores.unique()) == 4
+
+
 def test_an_encoded_video_equals_itself_and_can_be_a_key(grounder, video):
     first, second = grounder.encode(video), grounder.encode(video)
     assert first != second
