@@ -184,6 +184,39 @@ def test_where_few_threads_can_decode_all_of_them_squash(tmp_path, encode_video,
     assert len(threads) > 1
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_large_frames_that_are_squashed_late_do_not_pile_up(
+    ordered, tmp_path, encode_video, monkeypatch
+):
+    path = encode_video(tmp_path / "a.mp4", options={"g": "48", "sc_threshold": "0"})
+    read, num_decoded, num_squashed, most_held = ExactDecoder.read, [], [], []
+
+    def counted(self, wanted):
+        for frame in read(self, wanted):
+            num_decoded.append(frame[0])
+            most_held.append(len(num_decoded) - len(num_squashed))
+            yield frame
+
+    def counted_squash(frame, size):
+        # time enough for the thread that decodes to run away
+        time.sleep(0.01)
+        num_squashed.append(size)
+        return squash(frame, size)
+
+    with open_video(path) as reader:
+        whole = reader.read(range(48)).frames
+        monkeypatch.setattr(ExactDecoder, "read", counted)
+        monkeypatch.setattr("itg_data.stream.squash", counted_squash)
+        monkeypatch.setattr("itg_data.stream._MAX_WAITING_BYTES", 4 * whole[0].nbytes)
+        batches = list(reader.stream(range(48), 20, size=24, num_workers=2, ordered=ordered))
+    assert [len(batch.frames) for batch in batches] == [20, 20, 8]
+    assert [i for batch in batches for i in batch.source_idx] == list(range(48))
+    frames = np.concatenate([batch.frames for batch in batches])
+    np.testing.assert_array_equal(frames, [squash(frame, 24) for frame in whole])
+    # two being squashed, four that wait, and one in the thread's hands
+    assert max(most_held) <= 2 + 4 + 1
+
+
 def test_a_frame_of_the_right_size_is_not_changed_by_the_squash():
     frame = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     np.testing.assert_array_equal(squash(frame, 24), frame)

@@ -43,6 +43,23 @@ def test_damage_is_seen_from_any_frame_that_depends_on_it(tmp_path, truth_of, da
                 truth.check(reader, [frame])
 
 
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_a_lost_slice_is_seen_however_many_threads_decode(
+    num_threads, tmp_path, encode_video, packet_places
+):
+    path = encode_video(tmp_path / "a.mkv", codec="mpeg2video", options={"g": "12"})
+    with open_video(path) as reader:
+        truth = reader.read(range(48)).frames
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\0\0\1\1", packet_places(path)[0][1])
+    data[at : at + 4] = b"\xff" * 4
+    path.write_bytes(data)
+    with open_video(path, num_threads=num_threads) as reader:
+        batch = reader.read(range(48))
+    assert set(range(12)) >= set(batch.missing_source_idx.tolist()) >= {0}
+    np.testing.assert_array_equal(batch.frames, truth[batch.source_idx])
+
+
 def test_decord_says_that_it_met_damage(tmp_path, truth_of, damage):
     path = tmp_path / "damaged.mp4"
     shutil.copy(truth_of("b-frames").path, path)

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -109,6 +110,47 @@ def test_bad_options_are_told_before_a_model_is_looked_for(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["--json", "--report", "--plot"])
+def test_a_result_does_not_overwrite_the_video(option, arguments, video, capsys, tmp_path):
+    linked = tmp_path / "own.png"
+    linked.symlink_to(video)
+    before = video.read_bytes()
+    for name in (str(video), str(linked)):
+        assert main([*arguments, option, name]) == 2
+        assert f"{option} {name}: would overwrite what is to be read" in capsys.readouterr().err
+    assert video.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "told"),
+    [
+        ("--json", "out.json", "."),
+        ("--report", "link.html", "other"),
+        ("--plot", "new.svg", "."),
+        ("--save-frames", "a/b", "."),
+    ],
+)
+def test_where_nothing_can_be_written_no_model_is_looked_for(
+    option, name, told, arguments, capsys, tmp_path, monkeypatch
+):
+    (tmp_path / "out.json").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link.html").symlink_to("other/out.html")
+    # root may write anywhere, but to a file system that is read-only
+    asked = []
+    monkeypatch.setattr("os.access", lambda path, mode: asked.append((path, mode)))
+    command = [*arguments[:2], "--model", "/no/such/model", option, str(tmp_path / name)]
+    assert main(command) == 2
+    assert asked == [(tmp_path / told, os.W_OK)]
+    assert f"{option}: {tmp_path / told} cannot be written" in capsys.readouterr().err
+
+
+def test_two_results_in_one_file_are_refused(arguments, capsys, tmp_path):
+    out = str(tmp_path / "out.html")
+    assert main([*arguments, "--json", out, "--report", out]) == 2
+    assert "--json, --report and --plot must name different files" in capsys.readouterr().err
+
+
 def test_a_fault_that_only_the_model_can_tell_is_one_line_too(arguments, capsys, monkeypatch):
     def refuse(*_):
         raise ValueError("the question must not be blank")
@@ -157,6 +199,22 @@ def test_the_progress_names_the_file_as_it_is_called(name, capsys, monkeypatch):
         show(1, 2)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert f"reading {name} " in shown
+
+
+@pytest.mark.parametrize("asks_many", [False, True])
+def test_the_progress_sends_no_control_characters_of_a_name_to_the_terminal(
+    asks_many, arguments, video, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    hostile = tmp_path / "videos" / "a\x1b]0;owned\x07.mp4"
+    hostile.parent.mkdir()
+    hostile.symlink_to(video)
+    assert main([str(hostile.parent if asks_many else hostile), *arguments[1:]]) == 0
+    shown = capsys.readouterr().err
+    assert "\x1b]0;" not in shown
+    assert r"a\x1b]0;owned\x07.mp4" in shown
 
 
 def test_an_unknown_option_exits_2(arguments, capsys):

@@ -115,6 +115,41 @@ def test_another_sampling_than_the_encoded_videos_is_an_error(grounder, video):
         grounder.select(encoded, "where", sampling=SamplingConfig())
 
 
+def test_features_that_the_model_cannot_read_are_refused_in_one_line(grounder, video):
+    encoded = grounder.encode(video)
+    other = dataclasses.replace(encoded, features=encoded.features.bfloat16())
+    with pytest.raises(ValueError, match=r"encoded in torch\.bfloat16 on cpu, but the model is in"):
+        grounder.score(other, "where")
+    other = dataclasses.replace(encoded, features=encoded.features.to("meta"))
+    with pytest.raises(
+        ValueError, match=r"on meta, but the model is in torch\.float32 on cpu; enc"
+    ):
+        grounder.score(other, "where")
+
+
+def test_frames_that_are_nearly_certain_keep_their_order(grounder, video, monkeypatch):
+    # in float32 the sigmoid of each is 1
+    logits = 18 + torch.arange(10, dtype=torch.float32) % 4
+    monkeypatch.setattr(grounder.model, "score", lambda *_: logits)
+    scored = grounder.score(grounder.encode(video), "where")
+    scores = torch.tensor(scored.scores, dtype=torch.float64)
+    assert torch.equal(scores.argsort(stable=True), logits.argsort(stable=True))
+    assert len(scores.unique()) == 4
+
+
+def test_an_encoded_video_equals_itself_and_can_be_a_key(grounder, video):
+    first, second = grounder.encode(video), grounder.encode(video)
+    assert first != second
+    assert {first: 1, second: 2}[first] == 1
+
+
+def test_a_video_whose_frames_were_taken_is_not_called_damaged(grounder, video):
+    with grounder.open(video) as opened:
+        grounder.encode_opened(opened)
+        with pytest.raises(ValueError, match="is closed or was encoded already; open it anew"):
+            grounder.encode_opened(opened)
+
+
 def test_another_grounders_encoded_video_is_refused_by_name(grounder, video):
     coarse = FrameGrounder(grounder.model, grounder.tokenizer, "tiny+side1", max_pooled_side=1)
     encoded = grounder.encode(video)

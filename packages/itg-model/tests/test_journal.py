@@ -148,6 +148,24 @@ def test_several_processes_do_not_share_a_pipe():
         Journal(Path("/dev/null"), Share(1, 2), accept)
 
 
+def test_a_full_disk_is_named():
+    journal = Journal(Path("/dev/full"), ALONE, accept)
+    with pytest.raises(OSError, match="No space left") as caught:
+        journal.write(make_selection("a.mp4"))
+    assert in_one_line(caught.value) == "/dev/full: No space left on device"
+    with pytest.raises(OSError, match="No space left"):
+        journal.close()
+
+
+def test_a_full_disk_behind_stdout_is_named():
+    command = [sys.executable, "-c", WRITES_ONE.replace("Path(sys.argv[1])", "None")]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=600, check=False
+        )
+    assert "No space left on device: 'stdout'" in done.stderr
+
+
 HOLDS_ON = """
 import sys
 from pathlib import Path

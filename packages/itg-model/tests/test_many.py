@@ -122,7 +122,11 @@ def test_questions_are_drawn_as_needed_and_a_stop_leaves_nothing_open(grounder, 
     assert set(threading.enumerate()) <= set(before)
 
 
-@pytest.mark.parametrize("entry", ["a.mp4", "ab", ("a.mp4",), ("a.mp4", None)], ids=str)
+@pytest.mark.parametrize(
+    "entry",
+    ["a.mp4", "ab", ("a.mp4",), ("a.mp4", None), ("a.mp4", 5), ("a.mp4", b"where"), (5, "where")],
+    ids=str,
+)
 def test_what_is_no_pair_of_video_and_question_is_named(entry, grounder):
     with pytest.raises(ValueError, match=r"asked must hold pairs of a video and a question"):
         next(grounder.select_many([entry]))
@@ -210,6 +214,27 @@ def test_questions_name_videos_beside_them_or_in_the_folder(folder, tmp_path):
     assert read_questions(path, None) == [(tmp_path / v, q) for v, q in pairs]
 
 
+def test_a_link_in_a_folder_that_leads_nowhere_is_told(arguments, folder, capsys):
+    (folder / "gone.mp4").symlink_to("nowhere.mp4")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "more.mp4").symlink_to(folder)
+    assert main([arguments[0], "where is it", *arguments[1:]]) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = {row["video"].rsplit("/")[-1]: row.get("error", "") for row in rows}
+    assert list(told) == ["a.mp4", "b.mp4", "c.MP4", "gone.mp4", "loop.mp4"]
+    assert told["gone.mp4"].endswith("gone.mp4: no such file")
+    assert "loop.mp4: Too many levels of symbolic links" in told["loop.mp4"]
+
+
+def test_a_folder_may_hold_all_the_videos_that_are_named_in_folders_of_its_own(folder, tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"video": "videos/a.mp4", "question": "where"}\n')
+    assert read_questions(path, tmp_path) == [(folder / "a.mp4", "where")]
+    path.write_text(path.read_text() + '{"question": "when"}\n')
+    with pytest.raises(ValueError, match="holds no video"):
+        read_questions(path, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -224,6 +249,7 @@ def test_questions_name_videos_beside_them_or_in_the_folder(folder, tmp_path):
         ("q.jsonl", '{"video": "a.mp4", "question": 3}\n', "must be text"),
         ("q.csv", "where,a.mp4\n", "q.csv:1: the first line must name the columns"),
         ("q.csv", "video,question\na.mp4\n", "q.csv:2: question is missing or blank"),
+        ("q.csv", 'question,"' + 200_000 * "x", "q.csv:1: not CSV: field larger than field limit"),
     ],
 )
 def test_a_bad_file_of_questions_exits_2_with_one_line(name, text, message, capsys, tmp_path):
@@ -359,6 +385,51 @@ def test_each_process_takes_the_gpu_of_its_place_on_the_machine(
     assert "several processes need LOCAL_RANK in the environment" in capsys.readouterr().err
     assert main([*command, "--device", "cuda:1"]) == 2
     assert taken[4:] == [None]
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [("3", None), ("2", "2"), ("x", "2"), ("-1", "2")])
+def test_a_rank_that_gets_no_share_is_refused(
+    rank, world_size, arguments, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world_size is not None:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert main([arguments[0], "where", *arguments[1:], "--json", str(tmp_path / "o.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert f"RANK the smaller, got RANK={rank} and WORLD_SIZE={world_size or 1}" in error
+    assert error.count("\n") == 1
+
+
+# The real command, whose first process takes its time once the second has met a bad video.
+LINGERING = """
+import os, sys, time
+from pathlib import Path
+from itg_model.grounder import FrameGrounder
+score, others = FrameGrounder.score, Path(sys.argv[-1]).with_name("out.rank1.jsonl")
+def linger(self, *args):
+    while not others.exists() or others.stat().st_size == 0:
+        time.sleep(0.1)
+    time.sleep(4)
+    return score(self, *args)
+if os.environ["RANK"] == "0":
+    FrameGrounder.score = linger
+from itg_model.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_bad_video_of_one_process_does_not_end_the_others(arguments, folder, tmp_path):
+    script, out = tmp_path / "lingering.py", tmp_path / "out.jsonl"
+    script.write_text(LINGERING)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*torchrun, script, arguments[0], "where", *arguments[1:], "--json", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 1
+    assert len(lines_of(tmp_path / "out.rank0.jsonl")) == 2
+    assert "answered 2 of 2 questions" in done.stderr
+    assert "error" in lines_of(tmp_path / "out.rank1.jsonl")[0]
 
 
 # The real command, which stands still once it has answered some questions.

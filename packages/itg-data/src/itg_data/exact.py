@@ -71,7 +71,8 @@ class _Run:
         self._stream: VideoStream = find_video_stream(self._container, source.path)
         context = self._stream.codec_context
         context.thread_count = num_threads
-        context.thread_type = "AUTO" if num_threads > 1 else "NONE"
+        # threads that share a frame's slices keep damage to themselves
+        context.thread_type = "FRAME" if num_threads > 1 else "NONE"
         self._index = index
         self._packets = read_packets(self._container, self._stream)
         self._held: Packet | None = None

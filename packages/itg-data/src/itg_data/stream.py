@@ -203,6 +203,11 @@ class FrameStream(ChunkStream[Image]):
         self._squashers = ThreadPoolExecutor(num_workers) if squashes_late else None
         self._size = size
         self._shape = (*(whole_size if size is None else (size, size)), 3)
+        self._frames_per_batch = chunk_size
+        if squashes_late:
+            # of large frames, a chunk at their own size would be too much
+            few = _MAX_WAITING_BYTES // 2 // math.prod((*whole_size, 3))
+            chunk_size = max(1, min(chunk_size, few))
         size_of_decoder = None if squashes_late else size
         super().__init__(
             probe,
@@ -218,20 +223,36 @@ class FrameStream(ChunkStream[Image]):
         return self
 
     def __next__(self) -> FrameBatch:
-        chunk = self.take()
-        if chunk is None:
+        images: list[Image] = []
+        places: list[Int64Array] = []
+        lost: list[Int64Array] = []
+        num_left = self._frames_per_batch
+        while num_left > 0 and (taken := self.take(num_left)) is not None:
+            places.append(taken[0])
+            images += self._squash_late(taken[1])
+            lost.append(taken[2])
+            num_left -= len(taken[0]) + len(taken[2])
+        if not places:
             raise StopIteration
-        source_idx, images, lost = chunk
-        if self._squashers is not None and self._size is not None:
-            images = list(self._squashers.map(partial(squash, size=self._size), images))
+        source_idx = np.concatenate(places)
+        # of several chunks that came as they were ready
+        order = np.argsort(source_idx)
+        source_idx = source_idx[order]
+        images = [images[i] for i in order.tolist()]
         return FrameBatch(
             frames=np.stack(images) if images else np.empty((0, *self._shape), np.uint8),
             source_idx=source_idx,
             time_s=self.probe.times_s[source_idx],
-            missing_source_idx=lost,
+            missing_source_idx=np.concatenate(lost),
             source_height=self.probe.height,
             source_width=self.probe.width,
         )
+
+    def _squash_late(self, images: list[Image]) -> list[Image]:
+        """Squashes what the decoders did not."""
+        if self._squashers is None or self._size is None:
+            return images
+        return list(self._squashers.map(partial(squash, size=self._size), images))
 
     def close(self) -> None:
         """Stops the threads and waits for them; iterating afterwards ends at once."""

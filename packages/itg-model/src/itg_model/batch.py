@@ -4,14 +4,17 @@ Started by torchrun, the processes deal out the videos among their GPUs.
 """
 
 import os
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from itg_data.errors import to_one_line
 from itg_data.progress import show_progress, tell_progress
 from itg_data.records import FrameSelection
+from torch.distributed.rendezvous import rendezvous
 
 from itg_model.devices import resolve_device
 from itg_model.grounder import FrameGrounder
@@ -49,6 +52,25 @@ def run_many(request: "Request") -> tuple[str, int]:
     if num_failed:
         summary += f"; {num_failed} failed, and the lines with an error say why"
     return summary, num_failed
+
+
+def tell_others(*, waits: bool) -> None:
+    """Tells torchrun's other processes that this one is done, and perhaps waits until all are.
+
+    torchrun ends all its processes once one of them exits with anything but 0: a process that will
+    has to wait, or one bad video would stop the rest. Other launchers have their own ways.
+    """
+    share = Share.from_environment()
+    if share.num_ranks == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    num_done = f"itg-select/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/num-done"
+    # where torchrun itself is gone, it ends nobody
+    with suppress(dist.DistError):
+        store = next(rendezvous("env://"))[0]
+        store.add(num_done, 1)
+        # not store.wait, which Ctrl-C does not interrupt
+        while waits and store.add(num_done, 0) < share.num_ranks:
+            time.sleep(0.5)
 
 
 def _pick_gpu(device: str, share: Share) -> str | None:

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from itg_data.errors import ItgError, in_one_line
+from itg_data.errors import ItgError, in_one_line, to_one_line
 from itg_data.helptext import join_help
 from itg_data.records import FrameSelection, to_json
 from itg_data.sampling import SamplingConfig, SamplingRule
@@ -163,8 +164,10 @@ def _check(request: Request) -> None:
         raise ValueError(f"--max-pooled-side must be >= 1, got {request.max_pooled_side}")
     parse_policy_params(request.policy, request.policy_param)
     _check_question(request)
-    if request.save_frames is not None and request.save_frames.is_file():
-        raise ValueError(f"--save-frames {request.save_frames}: not a directory")
+    if request.save_frames is not None:
+        if request.save_frames.is_file():
+            raise ValueError(f"--save-frames {request.save_frames}: not a directory")
+        _check_may_write("--save-frames", request.save_frames)
     _check_outputs(request)
     # imported here and below: --help and a typo should not wait for torch
     from itg_model.devices import resolve_device, resolve_dtype
@@ -207,22 +210,53 @@ def _check_outputs(request: Request) -> None:
             raise ValueError(f"{option} {path}: no such directory")
         if path is not None and path.is_dir():
             raise ValueError(f"{option} {path}: is a directory, not a file")
+        if path is not None:
+            # many results go into the file itself; one replaces it, which its folder must allow
+            stays = request.asks_many or _is_no_file(path)
+            target = Path(os.path.realpath(path))
+            _check_may_write(option, target if stays else target.parent)
+        if path is not None and _is_input(path, request):
+            raise ValueError(f"{option} {path}: would overwrite what is to be read")
         if path is not None and option != "--json" and request.decode == "nvdec":
             raise ValueError(
                 f"{option} needs the frames, which --decode nvdec leaves on the GPU; "
                 "leave one of the two out"
             )
+    # several may go to /dev/null
+    named = [p.absolute() for p in outputs.values() if p is not None and not _is_no_file(p)]
+    if len(set(named)) < len(named):
+        raise ValueError("--json, --report and --plot must name different files")
     if request.plot is not None:
         from itg_model.plot import check_plot
 
         check_plot(request.plot)
 
 
+def _check_may_write(option: str, path: Path) -> None:
+    """Refuses what cannot be written, or made in the nearest folder that is there."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{option}: {there} cannot be written, by its mode or its file system")
+
+
+def _is_no_file(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def _is_input(path: Path, request: Request) -> bool:
+    """Whether an output is the video or the file of questions, by whatever name."""
+    inputs = [request.questions, None if request.asks_many else request.video]
+    return path.exists() and any(
+        file is not None and file.exists() and path.samefile(file) for file in inputs
+    )
+
+
 def _run_many(request: Request) -> int:
-    from itg_model.batch import run_many
+    from itg_model.batch import run_many, tell_others
 
     summary, num_failed = run_many(request)
     print(f"itg-select: {summary}", file=sys.stderr)
+    tell_others(waits=num_failed > 0)
     return 1 if num_failed else 0
 
 
@@ -230,6 +264,7 @@ def _run(request: Request) -> int:
     from itg_data.timeline import Thumbnails
 
     from itg_model.export import save_frames
+    from itg_model.journal import naming
 
     thumbnails = Thumbnails() if request.report or request.plot else None
     selection = _select(request, thumbnails)
@@ -238,8 +273,9 @@ def _run(request: Request) -> int:
     lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     if request.json == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with naming("stdout"):
+            sys.stdout.write(text)
+            sys.stdout.flush()
     else:
         from itg_data.files import write_atomic
 
@@ -318,7 +354,7 @@ def _show_progress(name: str) -> Iterator[Callable[[int, int], None]]:
         task = bars.add_task("loading the model", total=None)
 
         def show(num_done: int, num_frames: int) -> None:
-            reading = f"reading {escape(name)}"
+            reading = f"reading {escape(to_one_line(name))}"
             bars.update(task, description=reading, completed=num_done, total=num_frames)
 
         yield show

@@ -40,9 +40,10 @@ MAX_CHUNK_BYTES = 256 * 1024**2
 """Decoded frames held at once at their own size on the CPU; large frames come in fewer."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# not compared field by field: arrays have no one answer to whether they are equal
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class EncodedVideo:
-    """A video after the tower, ready for any number of questions."""
+    """A video after the tower, ready for any number of questions; equal to itself alone."""
 
     video: str
     model: str
@@ -130,6 +131,7 @@ class SampledVideo:
 
         Raises:
             VideoError: The file gives none of the frames, or decoding failed.
+            ValueError: The frames were taken before, or let go.
         """
         features, source_idx, time_s, missing = [], [], [], []
         num_done = 0
@@ -142,6 +144,8 @@ class SampledVideo:
             num_done += len(batch.source_idx) + len(batch.missing_source_idx)
             if progress:
                 progress(num_done, len(self.wanted))
+        if num_done == 0:
+            raise ValueError(f"{self.video}: is closed or was encoded already; open it anew")
         if not features:
             raise VideoError(
                 self.video, f"none of the {len(self.wanted)} sampled frames can be decoded"

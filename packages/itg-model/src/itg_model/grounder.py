@@ -325,14 +325,11 @@ class FrameGrounder:
         """Scores the frames of an encoded video for a question.
 
         Raises:
-            ValueError: The question is no text or blank, or another model encoded the video.
+            ValueError: The question is no text or blank, another model encoded the video, or it is
+                on another device or of another type than the model.
             CheckpointError: The model gives scores that are no numbers.
         """
-        if video.model != self.name:
-            raise ValueError(
-                f"{video.video}: encoded by {video.model}, not by {self.name}: each model scores "
-                "its own features, encode it with this one too"
-            )
+        self._check_encoded(video)
         ids = encode_question(question, self.tokenizer)
         room = self.model.config.tokenizer_model_max_length - video.features[..., 0].numel()
         if len(ids) - 1 > room:
@@ -354,6 +351,21 @@ class FrameGrounder:
             time_s=tuple(video.time_s.tolist()),
             scores=tuple(scores.tolist()),
         )
+
+    def _check_encoded(self, video: EncodedVideo) -> None:
+        """Refuses features that are not this model's, or not where it can read them."""
+        if video.model != self.name:
+            raise ValueError(
+                f"{video.video}: encoded by {video.model}, not by {self.name}: each model scores "
+                "its own features, encode it with this one too"
+            )
+        # the name does not tell: the usual type of a device is not part of it
+        weight, features = self.model.head.weight, video.features
+        if (features.device, features.dtype) != (weight.device, weight.dtype):
+            raise ValueError(
+                f"{video.video}: encoded in {features.dtype} on {features.device}, but the model "
+                f"is in {weight.dtype} on {weight.device}; encode it with this model"
+            )
 
 
 def _check_passage(

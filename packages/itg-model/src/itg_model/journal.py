@@ -10,7 +10,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -34,8 +35,20 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> "Share":
-        """Reads RANK and WORLD_SIZE."""
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        """Reads RANK and WORLD_SIZE.
+
+        Raises:
+            ValueError: They make no sense together, as what is left of another command may.
+        """
+        texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if all(text.isdecimal() for text in texts):
+            rank, num_ranks = map(int, texts)
+            if rank < num_ranks:
+                return cls(rank, num_ranks)
+        raise ValueError(
+            "RANK and WORLD_SIZE in the environment must be numbers, RANK the smaller, got "
+            f"RANK={texts[0]} and WORLD_SIZE={texts[1]}; torchrun sets both, unset them without it"
+        )
 
     def path_of(self, path: Path) -> Path:
         """Where this process writes: the file itself, or one beside it per process."""
@@ -89,21 +102,28 @@ class Journal:
             raise
 
     def write(self, result: FrameSelection | FailedSelection) -> None:
-        """Adds a result."""
+        """Adds a result.
+
+        Raises:
+            OSError: It cannot be written; `filename` says where.
+        """
         text = json.dumps(to_json(result), ensure_ascii=False, allow_nan=False) + "\n"
         # half a character, which a question may hold, stays the escape that JSON has for it
         line = text.encode("utf-8", "backslashreplace")
         if self._file is None:
-            sys.stdout.write(line.decode())
-            sys.stdout.flush()
+            with naming("stdout"):
+                sys.stdout.write(line.decode())
+                sys.stdout.flush()
         else:
-            self._file.write(line)
-            self._file.flush()
+            with naming(self._file.name):
+                self._file.write(line)
+                self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; raises as `write` does."""
         if self._file is not None:
-            self._file.close()
+            with naming(self._file.name):
+                self._file.close()
 
     def _read(self, path: Path, fits: Callable[[FrameSelection], None]) -> bytes:
         """Takes note of a file's results; returns the lines that are to stay."""
@@ -124,6 +144,16 @@ class Journal:
             self.done.add((selection.video, selection.question))
             kept.append(line + b"\n")
         return b"".join(kept)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Says in an error what could not be written: of a full disk the system tells no file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or name
+        raise
 
 
 def _find_ranks(path: Path) -> list[Path]:

@@ -133,14 +133,22 @@ def _group(asked: Iterable[Asked]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _split(entry: Asked) -> Iterator[tuple[str, str]]:
-    # a name alone would be taken apart into letters
-    if not isinstance(entry, tuple | list) or len(entry) != 2 or entry[1] is None:
-        raise ValueError(
-            f"asked must hold pairs of a video and a question, or questions, got {entry!r:.80}"
-        )
-    video, questions = entry
-    for question in [questions] if isinstance(questions, str) else questions:
-        yield os.fspath(video), question
+    if isinstance(entry, tuple | list) and len(entry) == 2:
+        video, questions = entry
+        if isinstance(questions, str):
+            questions = [questions]
+        # a name alone would be taken apart into letters, and bytes into numbers
+        if (
+            isinstance(video, str | os.PathLike)
+            and isinstance(questions, Iterable)
+            and not isinstance(questions, bytes)
+        ):
+            for question in questions:
+                yield os.fspath(video), question
+            return
+    raise ValueError(
+        f"asked must hold pairs of a video and a question, or questions, got {entry!r:.80}"
+    )
 
 
 def _describe(error: BaseException) -> str:

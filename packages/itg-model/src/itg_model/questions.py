@@ -16,6 +16,8 @@ VIDEO_SUFFIXES = (
 def list_videos(path: Path) -> list[Path]:
     """The video itself, or the videos that lie directly in a folder, by name.
 
+    A link that leads nowhere counts: that its video is gone should be said, not passed over.
+
     Raises:
         ValueError: There is no such file, or no video in the folder.
     """
@@ -23,7 +25,8 @@ def list_videos(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"{path}: no such file")
-    videos = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    named = (p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
+    videos = sorted(p for p in named if p.is_file() or (p.is_symlink() and not p.exists()))
     if not videos:
         raise ValueError(f"{path}: holds no video ({', '.join(VIDEO_SUFFIXES)})")
     return videos
@@ -43,15 +46,16 @@ def read_questions(path: Path, videos: Path | None) -> list[tuple[Path, str]]:
         ValueError: The file cannot be read or a line does not hold; the message names it.
     """
     folder = videos if videos is not None and videos.is_dir() else path.parent
-    everywhere = None if videos is None else list_videos(videos)
+    everywhere: list[Path] | None = None
     asked: dict[Path, list[str]] = {}
     for number, video, question in _rows(path):
         if not question.strip():
             raise ValueError(f"{path}:{number}: question is missing or blank")
         if video:
             targets = [folder / video]
-        elif everywhere is not None:
-            targets = everywhere
+        elif videos is not None:
+            # only now: a folder whose videos are all named may hold them in folders of its own
+            targets = everywhere = everywhere or list_videos(videos)
         else:
             raise ValueError(f"{path}:{number}: names no video; give one, or a folder, as VIDEO")
         for target in targets:
@@ -84,13 +88,16 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
     reader = csv.DictReader(io.StringIO(text))
-    if "question" not in (reader.fieldnames or ()):
-        raise ValueError(f"{path}:1: the first line must name the columns, one of them question")
     try:
+        if "question" not in (reader.fieldnames or ()):
+            raise ValueError(
+                f"{path}:1: the first line must name the columns, one of them question"
+            )
         for row in reader:
             yield reader.line_num, row.get("video") or "", row["question"] or ""
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+        # its own number is that of the row before
+        raise ValueError(f"{path}:{reader.reader.line_num}: not CSV: {error}") from None
 
 
 def _parse_object(path: Path, number: int, line: str) -> tuple[str, str]:
