@@ -1,8 +1,9 @@
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import pytest
 import tyro
-from itg_data.helptext import join_help
+from itg_data.helptext import join_help, says_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +49,11 @@ def test_what_the_class_says_of_itself_stays(shown):
     assert "Attributes" not in shown
     assert Outer.__doc__ is not None
     assert Outer.__doc__.count("name: Who, and then what.") == 1
+
+
+def test_a_version_is_said_where_nothing_else_is_asked(capsys):
+    assert says_version(["--version"], "itg-select", "itg-data")
+    assert capsys.readouterr().out == f"itg-select {version('itg-data')}\n"
+    assert not says_version(["a.mp4", "--version"], "itg-select", "itg-data")
+    assert not says_version([], "itg-select", "itg-data")
+    assert capsys.readouterr().out == ""

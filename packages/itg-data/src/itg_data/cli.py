@@ -15,7 +15,7 @@ import tyro
 
 from itg_data.annotate.cli import Annotate
 from itg_data.errors import ItgError, VideoError, in_one_line
-from itg_data.helptext import join_help
+from itg_data.helptext import join_help, says_version
 from itg_data.sets.cli import Check, Import, Stats, View
 from itg_data.video import Backend, open_video
 
@@ -76,11 +76,17 @@ COMMANDS: dict[str, type[Command]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if says_version(arguments, "itg-data", "itg-data"):
+        return 0
     command = tyro.extras.subcommand_cli_from_dict(
         {name: join_help(command) for name, command in COMMANDS.items()},
-        args=None if argv is None else list(argv),
+        args=arguments,
         prog="itg-data",
-        description="Look at videos and data sets the way all itg packages see them.",
+        description=(
+            "Look at videos and data sets the way all itg packages see them. --version says which "
+            "release this is."
+        ),
     )
     try:
         return command.run()

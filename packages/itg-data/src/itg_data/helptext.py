@@ -1,4 +1,4 @@
-"""The docstrings under a command's fields, made ready for `--help`.
+"""What commands say of themselves: the docstrings under their fields, made ready for `--help`.
 
 tyro joins the lines of a help text before it takes their indentation away, and so takes every
 indented line for one that is meant to stand alone: help would break where the source does.
@@ -8,11 +8,25 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from typing import Any, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
+
+
+def says_version(arguments: Sequence[str], command: str, distribution: str) -> bool:
+    """Prints the release a command is of, where `--version` is all that is asked.
+
+    Returns:
+        Whether it was: then there is nothing else to do.
+    """
+    if list(arguments) != ["--version"]:
+        return False
+    sys.stdout.write(f"{command} {version(distribution)}\n")
+    return True
 
 
 def join_help(command: type[T]) -> type[T]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import tyro
 from itg_data.errors import ItgError, in_one_line, to_one_line
-from itg_data.helptext import join_help
+from itg_data.helptext import join_help, says_version
 
 from itg_eval.benchmark.commands import Documents, Report, Run, Scripted
 from itg_eval.commands import Frames, ImportResults, Score, Select
@@ -49,6 +49,9 @@ COMMANDS: dict[str, type[Command]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if says_version(arguments, "itg-eval", "itg-eval"):
+        return 0
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("itg-eval: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
@@ -57,9 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = tyro.extras.subcommand_cli_from_dict(
             {name: join_help(command) for name, command in COMMANDS.items()},
-            args=None if argv is None else list(argv),
+            args=arguments,
             prog="itg-eval",
-            description="Measure what frame selection does to a Video LLM.",
+            description=(
+                "Measure what frame selection does to a Video LLM. --version says which release "
+                "this is."
+            ),
         )
         return command.run()
     except (ItgError, OSError) as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from itg_data.errors import ItgError, in_one_line, to_one_line
-from itg_data.helptext import join_help
+from itg_data.helptext import join_help, says_version
 from itg_data.records import FrameSelection, to_json
 from itg_data.sampling import SamplingConfig, SamplingRule
 from itg_data.video import open_video
@@ -38,6 +38,7 @@ class Request:
     line of JSON for each question; with --json FILE, an interrupted run goes on where it was. Exit
     codes: 0 done, 1 some of many failed, 2 bad input, 130 interrupted. `itg-select --ui` serves a
     page instead, to drop a video on and ask; `itg-select --ui --help` lists its options.
+    `itg-select --version` says which release this is.
     """
 
     video: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")] = None
@@ -126,11 +127,13 @@ class Request:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `itg-select`; see `Request`, and `itg_model.ui.Page` for `--ui`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if says_version(arguments, "itg-select", "itg-model"):
+        return 0
     try:
         if "--ui" in arguments:
             return _serve([argument for argument in arguments if argument != "--ui"])
         try:
-            request = tyro.cli(join_help(Request), prog="itg-select", args=argv)
+            request = tyro.cli(join_help(Request), prog="itg-select", args=arguments)
             _check(request)
         except (ValueError, OSError) as error:
             return _fail(error)

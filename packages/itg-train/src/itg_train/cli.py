@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import tyro
 from itg_data.errors import ItgError, in_one_line
-from itg_data.helptext import join_help
+from itg_data.helptext import join_help, says_version
 
 from itg_train.config import TrainConfig
 from itg_train.launch import end_with_parent, is_first, lost_another, start_workers
@@ -17,7 +17,10 @@ from itg_train.recipes import RECIPES
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for bad input, 130 when interrupted."""
-    arguments, num_processes = take_nproc(sys.argv[1:] if argv is None else argv)
+    asked = list(sys.argv[1:] if argv is None else argv)
+    if says_version(asked, "itg-train", "itg-train"):
+        return 0
+    arguments, num_processes = take_nproc(asked)
     recipe, config = parse(arguments)
     if num_processes > 1:
         return start_workers(arguments, num_processes)
@@ -99,7 +102,8 @@ def parse(argv: Sequence[str]) -> tuple[str, TrainConfig]:
                 "Trains a frame grounder and shows what it learnt. Usage: itg-train [RECIPE] "
                 f"[options]; without a recipe, {names[0]}. Recipes:\n{summaries}\n\n"
                 "The options below change the recipe. --nproc N runs N processes on this machine; "
-                "processes that torchrun, deepspeed or srun started find one another."
+                "processes that torchrun, deepspeed or srun started find one another. --version "
+                "says which release this is."
             ),
         )
     except ValueError as error:
