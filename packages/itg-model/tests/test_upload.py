@@ -165,7 +165,8 @@ def test_squashing_elsewhere_gives_the_same_features(tiny_model, tokenizer, vide
     for on_frames in (None, lambda batch: shown.extend(batch.source_idx)):
         uploaded = grounder.encode(video, SAMPLING, on_frames=on_frames)
         np.testing.assert_array_equal(uploaded.source_idx, usual.source_idx)
-        torch.testing.assert_close(uploaded.features, usual.features, rtol=0, atol=0)
+        # not to the bit: frames come as they are ready, and a product's last bits go by its rows
+        torch.testing.assert_close(uploaded.features, usual.features)
     assert shown == usual.source_idx.tolist()
 
 
