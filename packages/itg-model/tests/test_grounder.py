@@ -309,7 +309,10 @@ def test_a_tokenizer_larger_than_the_model_is_an_error(tiny_model, tokenizer):
 
 
 @pytest.mark.parametrize("name", ["no/such/dir", "./nothing", "/nowhere", "a b/c", "../x"])
-def test_a_path_that_is_no_directory_is_named(name):
+def test_a_path_that_is_no_directory_is_named(name, tmp_path, monkeypatch):
+    # what lies beside the working directory is not the tests' to say
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
     with pytest.raises(CheckpointError, match="no such directory"):
         FrameGrounder.from_pretrained(name)
 
