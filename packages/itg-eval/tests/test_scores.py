@@ -10,7 +10,7 @@ from itg_data.sampling import SamplingConfig
 from itg_eval import scores as scores_module
 from itg_eval.cli import main
 from itg_eval.records import Document, DocumentScores
-from itg_eval.scores import Failure, read_ranks, score_documents
+from itg_eval.scores import Failure, score_documents
 from itg_eval.settings import Settings
 from itg_eval.shards import Line
 from itg_model import FrameGrounder
@@ -350,11 +350,13 @@ def test_tasks_have_a_results_file_each(documents, settings, grounder, tmp_path)
 
 
 @pytest.mark.parametrize("ranks", [("2", "2"), ("-1", "2"), ("x", "1"), ("0", "0")])
-def test_senseless_ranks_are_refused(ranks, monkeypatch):
+def test_senseless_ranks_are_refused(ranks, documents_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", ranks[0])
     monkeypatch.setenv("WORLD_SIZE", ranks[1])
-    with pytest.raises(ItgError, match="RANK and WORLD_SIZE"):
-        read_ranks()
+    arguments = ["score", "--documents", str(documents_file), "--model", "itg-tiny"]
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 2
+    assert "RANK and WORLD_SIZE" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_scores_a_file_of_documents(documents_file, grounder_dir, tmp_path, capsys):

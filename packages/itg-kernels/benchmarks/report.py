@@ -101,16 +101,16 @@ def _targets(rows: list[Row]) -> list[str]:
     lines = ["| aim | shape | mode | at most | measured p50 | |", "|---|---|---|---|---|---|"]
     for op, shape, mode, limit in TARGETS:
         found = [
-            row["p50_us"]
+            row
             for row in rows
             if (row["op"], row["shape"], row["mode"], row["provider"]) == (op, shape, mode, OURS)
             and "p50_us" in row
         ]
         if found:
-            verdict = "reached" if found[0] <= limit else f"missed by {found[0] - limit:.1f} µs"
-            lines.append(
-                f"| `{op}` | {shape} | {mode} | {limit:.0f} µs | {found[0]:.1f} µs | {verdict} |"
-            )
+            p50_us, commit = found[0]["p50_us"], found[0]["git_sha"][:7]
+            verdict = "reached" if p50_us <= limit else f"missed by {p50_us - limit:.1f} µs"
+            measured = f"{p50_us:.1f} µs at {commit}"
+            lines.append(f"| `{op}` | {shape} | {mode} | {limit:.0f} µs | {measured} | {verdict} |")
     return lines
 
 

@@ -172,7 +172,7 @@ def test_the_report_holds_the_newest_rows_and_says_where_an_aim_is_missed(load, 
     (results / "h200.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert load("report").main([str(tmp_path)]) == 0
     text = (tmp_path / "REPORT.md").read_text()
-    assert "| `topk` | 1x512/k32 | eager | 10 µs | 8.0 µs | reached |" in text
+    assert "| `topk` | 1x512/k32 | eager | 10 µs | 8.0 µs at 0123456 | reached |" in text
     assert "missed by 1.5 µs" in text
     assert "2.00 x" in text
     assert "99.0" not in text

@@ -201,26 +201,24 @@ def test_what_is_left_of_a_state_by_more_processes_is_no_part_of_that_of_fewer(h
     assert json.loads(latest.read_text())["world_size"] == 1
 
 
-def test_more_processes_go_on_from_a_state_of_fewer_and_learn_the_same(home):
+@pytest.mark.parametrize(
+    ("otherwise", "world_size"),
+    [
+        (("--nproc", "2"), 2),
+        (("--tokens-per-pass", "150", "--frame-chunk", "5", "--engine.recompute", "everything"), 1),
+    ],
+    ids=["more-processes", "less-memory"],
+)
+def test_a_run_that_goes_on_otherwise_learns_the_same(home, otherwise, world_size, request):
+    name = request.node.callspec.id
     changes = ("--num-steps", "6", "--groups-per-step", "2", "--save-every", "3")
-    finish(start(home, "more", *changes))
-    losses = read_metrics(home / "more", "loss")
-    latest = home / "more" / "state" / "latest"
+    finish(start(home, name, *changes))
+    losses = read_metrics(home / name, "loss")
+    latest = home / name / "state" / "latest"
     latest.write_text(json.dumps({"tag": "step-3", "step": 3, "world_size": 1}))
-    finish(start(home, "more", *changes, "--nproc", "2"))
-    assert json.loads(latest.read_text())["world_size"] == 2
-    assert read_metrics(home / "more", "loss") == pytest.approx(losses, rel=1e-3)
-
-
-def test_a_run_goes_on_with_less_memory_and_learns_the_same(home):
-    changes = ("--num-steps", "6", "--groups-per-step", "2", "--save-every", "3")
-    finish(start(home, "less", *changes))
-    losses = read_metrics(home / "less", "loss")
-    latest = home / "less" / "state" / "latest"
-    latest.write_text(json.dumps({"tag": "step-3", "step": 3, "world_size": 1}))
-    frugal = ("--tokens-per-pass", "150", "--frame-chunk", "5", "--engine.recompute", "everything")
-    finish(start(home, "less", *changes, *frugal))
-    assert read_metrics(home / "less", "loss") == pytest.approx(losses, rel=1e-3)
+    finish(start(home, name, *changes, *otherwise))
+    assert json.loads(latest.read_text())["world_size"] == world_size
+    assert read_metrics(home / name, "loss") == pytest.approx(losses, rel=1e-3)
 
 
 @pytest.mark.parametrize(

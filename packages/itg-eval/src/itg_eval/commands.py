@@ -26,7 +26,7 @@ from itg_eval.options import check_folder, refuse_unused
 from itg_eval.records import Document, DocumentScores, DocumentSelection, Selections
 from itg_eval.reference import Tally, join_documents, read_results
 from itg_eval.scorers import ScorerKind, fingerprint, load_scorer, pick_device
-from itg_eval.scores import MERGED, Outcome, read_ranks, score_documents
+from itg_eval.scores import MERGED, Outcome, score_documents
 from itg_eval.selecting import check_request, select_documents
 from itg_eval.settings import Asked, Settings
 
@@ -132,15 +132,19 @@ class Score:
 
     def run(self) -> int:
         """Scores this process's share."""
+        # imported here: it brings torch
+        from itg_model.journal import Share
+
+        with _refusing():
+            share = Share.from_environment()
         settings, device = self._to_settings()
-        rank, world_size = read_ranks()
         outcome = score_documents(
             self.source.load(),
             settings,
             lambda: load_scorer(self.scorer, self.model, device, settings.dtype),
             self.output,
-            rank,
-            world_size,
+            share.rank,
+            share.num_ranks,
         )
         return self._conclude(outcome)
 

@@ -13,7 +13,6 @@ In the output folder: `settings.json`, `shards/`, and once all is done `scores.j
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -313,17 +312,3 @@ def fail(document: Document, reason: str) -> Failure:
         video=document.video,
         reason=reason,
     )
-
-
-def read_ranks() -> tuple[int, int]:
-    """Reads number and count of the processes as torchrun sets them; 0 and 1 without it.
-
-    Raises:
-        ItgError: They make no sense.
-    """
-    texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if all(text.isdecimal() for text in texts):
-        rank, world_size = map(int, texts)
-        if rank < world_size:
-            return rank, world_size
-    raise ItgError(f"RANK and WORLD_SIZE must be numbers, RANK the smaller, got {texts}")
